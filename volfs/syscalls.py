@@ -1,0 +1,208 @@
+"""Linux system calls that Python's os module lacks, as typed functions that raise OSError.
+
+Names and arguments are those of the manual pages; all paths are bytes relative to a directory
+descriptor, except where mount(2) and umount2(2) take a place in the namespace.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+from ctypes import POINTER, byref, c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+AT_FDCWD = -100
+AT_EMPTY_PATH = 0x1000
+AT_SYMLINK_NOFOLLOW = 0x100
+RENAME_NOREPLACE = 1
+RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
+UTIME_NOW = (1 << 30) - 1
+UTIME_OMIT = (1 << 30) - 2
+CLONE_FS = 0x200
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_SYNCHRONOUS = 16
+MS_DIRSYNC = 128
+MS_NOATIME = 1024
+MS_NODIRATIME = 2048
+MS_POSIXACL = 1 << 16
+MS_STRICTATIME = 1 << 24
+MNT_DETACH = 2
+CAP_FSETID = 4
+CAP_SYS_ADMIN = 21
+CAP_SYS_RESOURCE = 24
+PR_SET_SECUREBITS = 28
+PR_GET_SECUREBITS = 27
+SECBIT_NO_SETUID_FIXUP = 1 << 2
+
+_MAX_HANDLE_SZ = 128
+_CAPABILITY_VERSION_3 = 0x20080522
+
+
+def _fail(name: bytes | None = None) -> OSError:
+    code = ctypes.get_errno()
+    return OSError(code, os.strerror(code), name)
+
+
+_libc.renameat2.argtypes = (c_int, c_char_p, c_int, c_char_p, c_uint)
+
+
+def renameat2(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int) -> None:
+    """renameat2(2): rename with RENAME_NOREPLACE or RENAME_EXCHANGE."""
+    if _libc.renameat2(src_dir, src, dst_dir, dst, flags) != 0:
+        raise _fail(dst)
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("sec", c_long), ("nsec", c_long))
+
+
+_TimespecPair = _Timespec * 2
+_libc.syscall.restype = c_long
+_SYS_UTIMENSAT = {"x86_64": 280, "aarch64": 88}.get(os.uname().machine)
+
+
+def utimensat(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
+    """utimensat(2) on the descriptor itself, O_PATH or not; None leaves that time alone.
+
+    glibc's wrapper refuses an empty path in old versions, so the system call is made directly.
+    """
+    times = _TimespecPair(
+        _Timespec(0, UTIME_OMIT)
+        if atime_ns is None
+        else _Timespec(atime_ns // 10**9, atime_ns % 10**9),
+        _Timespec(0, UTIME_OMIT)
+        if mtime_ns is None
+        else _Timespec(mtime_ns // 10**9, mtime_ns % 10**9),
+    )
+    if _SYS_UTIMENSAT is None:
+        done = _libc.utimensat(AT_FDCWD, f"/proc/self/fd/{fd}".encode(), byref(times), 0)
+    else:
+        done = _libc.syscall(
+            c_long(_SYS_UTIMENSAT), c_int(fd), b"", byref(times), c_int(AT_EMPTY_PATH)
+        )
+    if done != 0:
+        raise _fail()
+
+
+_libc.name_to_handle_at.argtypes = (c_int, c_char_p, c_void_p, POINTER(c_int), c_int)
+_libc.open_by_handle_at.argtypes = (c_int, c_void_p, c_int)
+
+
+def name_to_handle_at(fd: int) -> bytes:
+    """Return the file handle of what ``fd`` refers to (name_to_handle_at(2)).
+
+    The bytes hold handle_type and f_handle; they name the inode with its generation, so two
+    files that had the same inode number one after the other have different handles.
+    Raises OSError(EOPNOTSUPP) where the filesystem has no handles.
+    """
+    buffer = ctypes.create_string_buffer(8 + _MAX_HANDLE_SZ)
+    struct.pack_into("I", buffer, 0, _MAX_HANDLE_SZ)
+    mount_id = c_int()
+    if _libc.name_to_handle_at(fd, b"", buffer, byref(mount_id), AT_EMPTY_PATH) != 0:
+        raise _fail()
+    (size,) = struct.unpack_from("I", buffer, 0)
+    return buffer.raw[4 : 8 + size]
+
+
+def open_by_handle_at(mount_fd: int, handle: bytes, flags: int) -> int:
+    """Open the file of a handle from name_to_handle_at (open_by_handle_at(2)).
+
+    ``mount_fd`` is any descriptor on the same mount opened without O_PATH. Needs
+    CAP_DAC_READ_SEARCH. Raises OSError(ESTALE) when the file is gone.
+    """
+    buffer = ctypes.create_string_buffer(
+        struct.pack("I", len(handle) - 4) + handle, 4 + len(handle)
+    )
+    fd: int = _libc.open_by_handle_at(mount_fd, buffer, flags | os.O_CLOEXEC)
+    if fd < 0:
+        raise _fail()
+    return fd
+
+
+_libc.setfsuid.argtypes = (c_uint,)
+_libc.setfsgid.argtypes = (c_uint,)
+
+
+def setfsuid(uid: int) -> None:
+    """setfsuid(2) for the calling thread. Does not report failure, as the call does not."""
+    _libc.setfsuid(uid)
+
+
+def setfsgid(gid: int) -> None:
+    """setfsgid(2) for the calling thread. Does not report failure, as the call does not."""
+    _libc.setfsgid(gid)
+
+
+def unshare(flags: int) -> None:
+    """unshare(2) for the calling thread."""
+    if _libc.unshare(c_int(flags)) != 0:
+        raise _fail()
+
+
+def prctl(option: int, value: int) -> int:
+    """prctl(2) with one argument; returns its result."""
+    result: int = _libc.prctl(c_int(option), c_ulong(value), c_ulong(0), c_ulong(0), c_ulong(0))
+    if result < 0:
+        raise _fail()
+    return result
+
+
+class _CapHeader(ctypes.Structure):
+    _fields_ = (("version", c_uint), ("pid", c_int))
+
+
+_CapData = c_uint * 6
+
+
+def capget() -> tuple[int, int, int]:
+    """Return the calling thread's (effective, permitted, inheritable) capability masks."""
+    data = _CapData()
+    if _libc.capget(byref(_CapHeader(_CAPABILITY_VERSION_3, 0)), byref(data)) != 0:
+        raise _fail()
+    return (
+        data[0] | data[3] << 32,
+        data[1] | data[4] << 32,
+        data[2] | data[5] << 32,
+    )
+
+
+def capset(effective: int, permitted: int, inheritable: int) -> None:
+    """Set the calling thread's capability masks (capset(2))."""
+    low = 0xFFFFFFFF
+    data = _CapData(
+        effective & low,
+        permitted & low,
+        inheritable & low,
+        effective >> 32,
+        permitted >> 32,
+        inheritable >> 32,
+    )
+    if _libc.capset(byref(_CapHeader(_CAPABILITY_VERSION_3, 0)), byref(data)) != 0:
+        raise _fail()
+
+
+_libc.mount.argtypes = (c_char_p, c_char_p, c_char_p, c_ulong, c_char_p)
+_libc.umount2.argtypes = (c_char_p, c_int)
+
+
+def mount(source: bytes, target: bytes, fstype: bytes, flags: int, data: bytes) -> None:
+    """mount(2)."""
+    if _libc.mount(source, target, fstype, flags, data) != 0:
+        raise _fail(target)
+
+
+def umount2(target: bytes, flags: int = 0) -> None:
+    """umount2(2)."""
+    if _libc.umount2(target, flags) != 0:
+        raise _fail(target)
+
+
+NO_HANDLES = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EOVERFLOW))
+"""What name_to_handle_at and open_by_handle_at answer where handles cannot be used."""

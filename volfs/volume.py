@@ -1,0 +1,145 @@
+"""Volume and Driver: the two interfaces, and what a name may be."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from volfs.errors import InvalidNameError, NameTooLongError
+
+NAME_MAX = 255
+"""Longest volume name in bytes, as NAME_MAX in linux/limits.h."""
+
+_FORBIDDEN = frozenset("/:,\\\"'")
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` if it can name a volume.
+
+    Every allowed name fits unquoted in ``-v NAME:/path`` and ``--mount source=NAME``, and none
+    is an option, a hidden file or one of the names desktops probe for (``.Trash-0``).
+
+    Raises InvalidNameError (EINVAL) or NameTooLongError (ENAMETOOLONG), saying what is wrong.
+    """
+    if not name:
+        raise InvalidNameError("a volume name cannot be empty")
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        raise InvalidNameError(f"volume name {name!r} is not valid UTF-8") from None
+    if size > NAME_MAX:
+        raise NameTooLongError(f"a volume name has at most {NAME_MAX} bytes, this one has {size}")
+    if name[0] in ".- ":
+        raise InvalidNameError(f"volume name {name!r} cannot start with {name[0]!r}")
+    if name[-1] == " ":
+        raise InvalidNameError(f"volume name {name!r} cannot end with a space")
+    for char in name:
+        if char in _FORBIDDEN:
+            raise InvalidNameError(f"volume name {name!r} cannot contain {char!r}")
+        if unicodedata.category(char) == "Cc":
+            raise InvalidNameError(f"volume name {name!r} cannot contain control characters")
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Whose a new data path is: user id, group id and permission bits."""
+
+    uid: int
+    gid: int
+    mode: int = 0o755
+
+
+class Volume(Protocol):
+    """A named place for data.
+
+    ``path`` is the absolute real path of the data. ``created_at`` is timezone-aware, or None
+    where nothing recorded it. ``options`` are those the volume was created with.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def driver_name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def created_at(self) -> datetime | None: ...
+    @property
+    def labels(self) -> Mapping[str, str]: ...
+    @property
+    def options(self) -> Mapping[str, str]: ...
+
+    def mount(self) -> str:
+        """Make the data reachable and return the absolute path where it can be consumed.
+
+        Idempotent; may block."""
+        ...
+
+    def unmount(self) -> None:
+        """Undo ``mount``. Idempotent; may block."""
+        ...
+
+
+class Driver(Protocol):
+    """Makes, finds and removes volumes of one kind.
+
+    Methods may block. All are safe against other threads and other processes on the same
+    storage: what they promise is decided by single atomic steps of the storage, so of two
+    creations of a name exactly one makes it, and a removal either happened or did not.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def create(
+        self,
+        name: str,
+        options: Mapping[str, str] | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        owner: Owner | None = None,
+        exclusive: bool = False,
+    ) -> Volume:
+        """Make the volume ``name`` and return it.
+
+        An existing volume is returned unchanged when ``options`` are not given or equal those
+        it was made with. ``owner`` is whose the data path becomes when nothing in ``options``
+        says otherwise; it is not an option and is not compared.
+
+        Raises InvalidNameError, UnknownOptionError (listing the known ones),
+        OptionConflictError (EEXIST) when it exists with other options, VolumeExistsError when
+        ``exclusive`` and it exists at all.
+        """
+        ...
+
+    def get(self, name: str) -> Volume:
+        """Return the volume ``name``. Raises VolumeNotFoundError, also for impossible names."""
+        ...
+
+    def list(self) -> Sequence[Volume]:
+        """Return all volumes, sorted by name."""
+        ...
+
+    def remove(self, volume: Volume, *, by: str = "") -> None:
+        """Take the volume off the list in one atomic step; the data may be kept restorable.
+
+        ``by`` says for whom, for the record. Raises VolumeNotFoundError, OutsideScopeError.
+        """
+        ...
+
+    def rename(self, volume: Volume, new_name: str) -> Volume:
+        """Give the volume another name. Raises InvalidNameError, VolumeNotFoundError,
+        VolumeExistsError when ``new_name`` is taken."""
+        ...
+
+    def exchange(self, first: Volume, second: Volume) -> None:
+        """Swap the names of two volumes in one step. Raises VolumeNotFoundError."""
+        ...
+
+    def set_labels(self, volume: Volume, labels: Mapping[str, str]) -> Volume:
+        """Replace the volume's labels, durably. Raises VolumeNotFoundError."""
+        ...
