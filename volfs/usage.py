@@ -1,0 +1,275 @@
+"""Who holds a volume: mounts in every mount namespace, and files open through the tree.
+
+Everything is read from /proc, and nothing of what it names is touched, so a dead filesystem
+or a hung container cannot make the answer wait. Only what this process may see is seen: root
+sees all of its own pid namespace, others see their own processes.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from volfs.mountinfo import DELETED, Mount, MountTable, Place, is_inside
+from volfs.volume import Volume
+
+FSTYPE = "fuse.volfs"
+"""The filesystem type under which mountinfo shows a tree of volumes."""
+
+_CONTAINER_CGROUP = re.compile(r"(?<!conmon)[/-]([0-9a-f]{64})(?:\.scope)?(?=/|$)", re.MULTILINE)
+_CONTAINER_FILES = re.compile(r"containers/([0-9a-f]{64})/")
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """One user of a volume.
+
+    ``detail`` is the reference, or the path at which the holder sees the volume (in its own
+    mount namespace). ``pid`` is the process, or for a mount the first process of its
+    namespace: None when that is our own, where the mount point says it all.
+    """
+
+    kind: Literal["reference", "mount", "open"]
+    detail: str
+    pid: int | None = None
+    command: str = ""
+    container: str | None = None
+
+    def __str__(self) -> str:
+        what = {"reference": "reference", "mount": "mounted at", "open": "open file"}[self.kind]
+        by = f" by process {self.pid} ({self.command})" if self.pid is not None else ""
+        where = f" in container {self.container[:12]}" if self.container else ""
+        return f"{what} {self.detail}{by}{where}"
+
+
+def mount_holders(volume: Volume, scope: str) -> list[Holder]:
+    """Return the mounts that hold a volume of ``scope`` (a real path): see Scan."""
+    return Scan(scope).mount_holders(volume)
+
+
+def open_holders(volume: Volume, scope: str) -> list[Holder]:
+    """Return the processes with files of the volume open or mapped through a tree: see Scan."""
+    return Scan(scope).open_holders(volume)
+
+
+def tree_mounts(scope: str) -> list[str]:
+    """Return the mount points, in our own namespace, at which ``scope`` is served as a tree."""
+    return [mount.point for mount in MountTable.of_process() if _is_tree(mount, scope)]
+
+
+def _is_ours(mount: Mount, scope: str) -> bool:
+    return mount.fstype == FSTYPE and mount.source == scope
+
+
+def _is_tree(mount: Mount, scope: str) -> bool:
+    return _is_ours(mount, scope) and mount.root == "/"
+
+
+@dataclass(frozen=True, slots=True)
+class _Namespace:
+    """A mount namespace as one of its processes sees it; ``root`` is that process's root."""
+
+    pid: int
+    pids: Sequence[int]
+    root: str
+    mounts: MountTable
+    own: bool
+
+
+class Scan:
+    """One look at all processes, from which any number of volumes can be answered.
+
+    The mount namespaces are read on the first question about mounts, the open files on the
+    first about those.
+    """
+
+    def __init__(self, scope: str) -> None:
+        self.scope = scope
+        self._namespaces: list[_Namespace] | None = None
+        self._open: list[tuple[str, Holder]] | None = None
+
+    def mount_holders(self, volume: Volume) -> list[Holder]:
+        """Return the mounts of something in the volume, and those on something in it.
+
+        Counted are mounts whose root is the volume or below it, of a tree of this scope or of
+        the data path, in any mount namespace, and mounts that cover a directory of the volume.
+        Not counted: the tree's own mounts, and what leads to the scope itself, such as a disk
+        an administrator mounted on a data path, along with its copies in other namespaces.
+        """
+        namespaces = self._look()
+        own = namespaces[0].mounts
+        data = own.place_of(volume.path)
+        way = {place for mount in own.way_to(volume.path) if (place := own.attached_to(mount))}
+        holders = []
+        for space in namespaces:
+            trees = {mount.device for mount in space.mounts if _is_ours(mount, self.scope)}
+
+            def inside(place: Place, trees: set[str] = trees) -> bool:
+                if place.path.endswith(DELETED):
+                    return False
+                if place.device in trees:
+                    return _volume_of(place.path) == volume.name
+                return data is not None and data.holds(place)
+
+            for mount in space.mounts:
+                attached = space.mounts.attached_to(mount)
+                if attached in way:
+                    continue
+                if inside(Place(mount.device, mount.root)) or (attached and inside(attached)):
+                    holders.append(_mount_holder(mount, space))
+        return holders
+
+    def open_holders(self, volume: Volume) -> list[Holder]:
+        """Return the processes that have a file or directory of the volume open, or mapped,
+        through a tree of this scope, once for each path.
+
+        A current directory does not count: it can be removed like any other directory.
+        """
+        if self._open is None:
+            self._open = list(self._open_files())
+        return [holder for name, holder in self._open if name == volume.name]
+
+    def _look(self) -> list[_Namespace]:
+        if self._namespaces is None:
+            self._namespaces = list(_namespaces())
+        return self._namespaces
+
+    def _open_files(self) -> Iterator[tuple[str, Holder]]:
+        for space in self._look():
+            ours = {mount.id: mount for mount in space.mounts if _is_ours(mount, self.scope)}
+            if not ours:
+                continue
+            # Paths under /proc are relative to our root, mount points to the process's.
+            points = {id: _join(space.root, mount.point) for id, mount in ours.items()}
+            prefixes = tuple(points.values())
+            for pid in space.pids:
+                seen = set()
+                for path, mount_id in _paths_of(pid, prefixes):
+                    candidates = ours if mount_id is None else {mount_id}.intersection(ours)
+                    for id in candidates:
+                        if not is_inside(path, points[id]):
+                            continue
+                        within = _join(ours[id].root, path[len(points[id].rstrip("/")) :])
+                        name = _volume_of(within)
+                        if name and path not in seen:
+                            seen.add(path)
+                            yield name, Holder("open", path, pid, _command(pid), _container(pid))
+                            break
+
+
+def _volume_of(path: str) -> str:
+    """Return the first component of a path inside a tree; empty for the tree's root."""
+    return path.split("/", 2)[1]
+
+
+def _join(directory: str, path: str) -> str:
+    return directory.rstrip("/") + path or "/"
+
+
+def _mount_holder(mount: Mount, space: _Namespace) -> Holder:
+    if space.own:
+        return Holder("mount", mount.point)
+    roots = (other.root for other in space.mounts)
+    return Holder(
+        "mount", mount.point, space.pid, _command(space.pid), _container(space.pid, roots)
+    )
+
+
+def _namespaces() -> Iterator[_Namespace]:
+    """Yield our own mount namespace, then every other that a process we may look at lives in."""
+    pids: dict[str, list[int]] = {}
+    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        try:
+            pids.setdefault(os.readlink(f"/proc/{pid}/ns/mnt"), []).append(pid)
+        except OSError:
+            continue
+    members = pids.pop(os.readlink("/proc/self/ns/mnt"), [os.getpid()])
+    yield _Namespace(members[0], members, "/", MountTable.of_process(), own=True)
+    for namespace, members in pids.items():
+        for pid in members:
+            try:
+                mounts = MountTable.of_process(pid)
+                root = os.readlink(f"/proc/{pid}/root")
+                # Of a process that died meanwhile the file reads empty.
+                if os.readlink(f"/proc/{pid}/ns/mnt") != namespace or not mounts:
+                    continue
+            except OSError:
+                continue
+            yield _Namespace(pid, members, root, mounts, own=False)
+            break
+
+
+def _paths_of(pid: int, prefixes: tuple[str, ...]) -> Iterator[tuple[str, int | None]]:
+    """Yield the paths below ``prefixes`` that a process has open, with the mount's id, and
+    those it has mapped, with None.
+
+    The links under /proc are read and never followed: following asks the filesystem.
+    """
+    try:
+        for entry in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                path = os.readlink(f"/proc/{pid}/fd/{entry}")
+                if any(is_inside(path, prefix) for prefix in prefixes):
+                    yield path, _mount_id(pid, entry)
+            except OSError:
+                continue
+        maps = Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return
+    if not any(os.fsencode(prefix) in maps for prefix in prefixes):
+        return
+    for line in os.fsdecode(maps).split("\n"):
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and any(is_inside(fields[5], prefix) for prefix in prefixes):
+            yield fields[5], None
+
+
+def _mount_id(pid: int, fd: str) -> int | None:
+    for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == "mnt_id":
+            return int(value)
+    return None
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
+
+
+def container_in_cgroup(text: str) -> str | None:
+    """Return the container's id from the content of /proc/PID/cgroup, None where none is named.
+
+    Understood are version 1 and 2, and what Docker, Podman, containerd and CRI-O write.
+    """
+    match = _CONTAINER_CGROUP.search(text)
+    return match[1] if match else None
+
+
+def _container(pid: int, roots: Iterator[str] | None = None) -> str | None:
+    """Return the id of the container a process runs in, None where nothing tells.
+
+    Told by, in this order: the control group (docker, libpod, cri-o and containerd name it by
+    the 64 digits); the files Docker and Podman bind into a container (/etc/hosts and others,
+    kept in a directory of that name); the arguments of its parent, containerd's shim.
+    """
+    try:
+        if id := container_in_cgroup(Path(f"/proc/{pid}/cgroup").read_text()):
+            return id
+        for root in roots if roots is not None else (m.root for m in MountTable.of_process(pid)):
+            if match := _CONTAINER_FILES.search(root):
+                return match[1]
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        parent = int(stat.rpartition(")")[2].split()[1])
+        if _command(parent).startswith("containerd-shim"):
+            words = Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")
+            return words[words.index("-id") + 1]
+    except (OSError, ValueError, IndexError):
+        pass
+    return None
