@@ -1,0 +1,1 @@
+"""Real programs working in volumes: container runtimes, databases, version control, tools."""

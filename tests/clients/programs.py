@@ -1,0 +1,105 @@
+"""Running other people's programs: found or skipped, bounded in time, ended by their pid."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypedDict
+
+import pytest
+
+DEADLINE = 30.0
+"""Seconds within which anything a test waits for has to happen."""
+
+
+def require(*programs: str) -> None:
+    """Skip the test, naming the programs that are not installed."""
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+def require_root() -> None:
+    """Skip the test unless it runs as root, which the runtimes and changes of user need."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root")
+
+
+def run(
+    *command: str | os.PathLike[str],
+    fails: bool = False,
+    stdin: str | None = None,
+    timeout: float = 60.0,
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    user: int | None = None,
+) -> str:
+    """Run a command to its end and return what it printed, both streams together.
+
+    Its failure fails the test with that output; with ``fails`` its success does. ``env`` is
+    added to this process's environment. ``user`` runs it as that user and group, with no other
+    groups.
+    """
+    done = subprocess.run(
+        [os.fspath(word) for word in command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        text=True,
+        errors="surrogateescape",
+        timeout=timeout,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        check=False,
+        **identity(user),
+    )
+    ended = f"{' '.join(map(str, command))}\nended with {done.returncode}:\n{done.stdout}"
+    assert (done.returncode != 0) == fails, ended
+    return done.stdout
+
+
+class Identity(TypedDict, total=False):
+    """The arguments of subprocess that say as whom a child runs."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+def identity(user: int | None) -> Identity:
+    """As whom a child runs: ``user`` and the group of that number, or ourselves for None."""
+    return {} if user is None else {"user": user, "group": user, "extra_groups": []}
+
+
+def wait_for(
+    condition: Callable[[], bool], what: str, *, seconds: float = DEADLINE, every: float = 0.02
+) -> None:
+    """Poll until ``condition()`` holds; fail the test, naming ``what``, after ``seconds``."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"waited {seconds:.0f} s in vain for {what}")
+        time.sleep(every)
+
+
+def end(process: subprocess.Popen[str], *, by: signal.Signals = signal.SIGKILL) -> int:
+    """End one child, by its pid, and return its exit status; kill it if it does not obey."""
+    if process.poll() is None:
+        process.send_signal(by)
+    try:
+        process.wait(DEADLINE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(DEADLINE)
+        raise
+    finally:
+        for stream in (process.stdin, process.stdout, process.stderr):
+            if stream is not None:
+                stream.close()
+    return process.returncode

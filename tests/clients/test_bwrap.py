@@ -1,0 +1,76 @@
+"""bubblewrap, the sandbox of Flatpak, with a volume bound into it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
+from tests.clients.programs import DEADLINE, end, identity, require, require_root
+from tests.clients.volumes import VolumeDir
+
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(busybox_root: Path) -> Iterator[Start]:
+    """Runs a shell command in a sandbox that has the volume at /data."""
+    require("bwrap")
+    running = []
+
+    def start(
+        volume: VolumeDir, script: str, *, bind: str = "--bind", user: int | None = None
+    ) -> subprocess.Popen[str]:
+        command = ["bwrap", "--die-with-parent", "--unshare-all", "--tmpfs", "/"]
+        command += ["--ro-bind", "/bin/busybox", "/bin/busybox"]
+        command += ["--proc", "/proc", "--dev", "/dev", bind, str(volume.path), "/data"]
+        process = subprocess.Popen(
+            [*command, "/bin/busybox", "sh", "-ec", script],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            **identity(user),
+        )
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        end(process)
+
+
+def test_volume_in_a_sandbox(volume: VolumeDir, start: Start) -> None:
+    sandbox = start(volume, ANSWER_TWICE)
+    converse(volume)
+    volume.assert_busy()
+    say_goodbye(volume)
+    output, _ = sandbox.communicate(timeout=DEADLINE)
+    assert sandbox.returncode == 0, output
+    volume.remove()
+
+
+def test_read_only_sandbox_cannot_write(volume: VolumeDir, start: Start) -> None:
+    (volume.path / "file").write_text("kept")
+    sandbox = start(volume, "cat /data/file; ! echo x > /data/file", bind="--ro-bind")
+    output, _ = sandbox.communicate(timeout=DEADLINE)
+    assert sandbox.returncode == 0, output
+    assert output.startswith("kept") and "Read-only file system" in output
+    assert (volume.data / "file").read_text() == "kept"
+
+
+def test_unprivileged_sandbox_in_a_user_namespace(volume: VolumeDir, start: Start) -> None:
+    """A user without privileges binds a volume of their own; what it makes there is theirs."""
+    require_root()
+    volume.path.chmod(0o700)
+    os.chown(volume.path, 1000, 1000)
+    sandbox = start(volume, "id -u; echo mine > /data/file; cat /data/file", user=1000)
+    output, _ = sandbox.communicate(timeout=DEADLINE)
+    assert sandbox.returncode == 0, output
+    assert output == "1000\nmine\n"
+    made = (volume.data / "file").stat()
+    assert (made.st_uid, made.st_gid) == (1000, 1000)

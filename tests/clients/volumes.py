@@ -1,0 +1,74 @@
+"""A volume as the clients see it, and the check that it can and cannot be removed."""
+
+from __future__ import annotations
+
+import errno
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.clients.programs import run
+
+
+class Mounted(Protocol):
+    """A mounted tree, as the ``mount`` fixture returns it."""
+
+    @property
+    def mnt(self) -> Path: ...
+    @property
+    def scope(self) -> Path: ...
+
+
+@dataclass(frozen=True)
+class VolumeDir:
+    """One volume's directory in the mounted tree, and its real data path behind the mount."""
+
+    path: Path
+    data: Path
+    scope: Path
+
+    @classmethod
+    def at(cls, mounted: Mounted, name: str) -> VolumeDir:
+        """The volume of that name, existing or yet to be made."""
+        data = mounted.scope / "volumes" / name / "_data"
+        return cls(mounted.mnt / name, data, mounted.scope)
+
+    @classmethod
+    def make(cls, mounted: Mounted, name: str) -> VolumeDir:
+        volume = cls.at(mounted, name)
+        volume.path.mkdir()
+        assert volume.data.is_dir(), "mkdir in the tree makes the real data path"
+        return volume
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    def side(self, name: str) -> Path:
+        """The directory as reached through the ``tree``, or behind the mount, as ``data``."""
+        return {"tree": self.path, "data": self.data}[name]
+
+    def holders(self) -> list[str]:
+        """Who holds the volume, one line each, by the command line's account."""
+        printed = run(
+            sys.executable, "-m", "volfs", "inspect", "--scope", self.scope, "--json", self.name
+        )
+        return [json.dumps(holder) for holder in json.loads(printed)[0]["holders"]]
+
+    def assert_busy(self) -> None:
+        """Removing the volume is refused as busy, and the data stays."""
+        before = sorted(entry.name for entry in self.data.iterdir())
+        with pytest.raises(OSError) as refused:
+            self.path.rmdir()
+        assert refused.value.errno == errno.EBUSY, refused.value
+        assert sorted(entry.name for entry in self.data.iterdir()) == before
+
+    def remove(self) -> None:
+        """Remove the volume by rmdir, with its data."""
+        self.path.rmdir()
+        assert not self.path.exists()
+        assert not self.data.exists()
