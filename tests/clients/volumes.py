@@ -52,12 +52,15 @@ class VolumeDir:
         """The directory as reached through the ``tree``, or behind the mount, as ``data``."""
         return {"tree": self.path, "data": self.data}[name]
 
-    def holders(self) -> list[str]:
-        """Who holds the volume, one line each, by the command line's account."""
+    def assert_held_by(self, *containers: str) -> None:
+        """These containers hold the volume, and nobody else, by the command line's account."""
         printed = run(
             sys.executable, "-m", "volfs", "inspect", "--scope", self.scope, "--json", self.name
         )
-        return [json.dumps(holder) for holder in json.loads(printed)[0]["holders"]]
+        holders = json.loads(printed)[0]["holders"]
+        assert sorted(holder["container"] for holder in holders) == sorted(containers)
+        assert all(holder["kind"] == "mount" for holder in holders)
+        assert all(holder["detail"] == "/data" for holder in holders)
 
     def assert_busy(self) -> None:
         """Removing the volume is refused as busy, and the data stays."""

@@ -1,0 +1,172 @@
+"""dockerd bind-mounting volumes of the tree, a daemon of our own on a private socket."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
+from tests.clients.programs import end, require, require_root, run, wait_for
+from tests.clients.volumes import Mounted, VolumeDir
+
+IMAGE = "busybox:1"
+
+
+@dataclass(frozen=True)
+class Docker:
+    """A client of the private daemon."""
+
+    base: Path
+
+    def __call__(self, *words: str | os.PathLike[str], fails: bool = False) -> str:
+        """Run a docker command and return what it printed."""
+        environment = {"DOCKER_CONFIG": str(self.base / "client")}
+        address = f"unix://{self.base}/docker.sock"
+        return run("docker", "--host", address, *words, env=environment, fails=fails)
+
+    def start(self, volume: VolumeDir, script: str, *options: str) -> str:
+        """Start a container that has the volume at /data; return its id."""
+        return self(
+            *("run", "--detach", "--network=none", *options),
+            *("--volume", f"{volume.path}:/data", IMAGE, "sh", "-ec", script),
+        ).strip()
+
+    def remove_all(self) -> None:
+        """End and remove what containers there are."""
+        if containers := self("ps", "--all", "--quiet").split():
+            self("rm", "--force", *containers)
+
+
+@pytest.fixture(scope="session")
+def dockerd(tmp_path_factory: pytest.TempPathFactory, busybox_image: Path) -> Iterator[Docker]:
+    """A running dockerd 20.10 or later that has one image and no network."""
+    require("dockerd", "docker", "containerd", "runc")
+    require_root()
+    base = tmp_path_factory.mktemp("docker")
+    docker = Docker(base)
+    with (base / "log").open("w") as log:
+        daemon = subprocess.Popen(
+            [
+                *("dockerd", "--host", f"unix://{base}/docker.sock"),
+                *("--data-root", base / "data", "--exec-root", base / "exec"),
+                *("--pidfile", base / "pid", "--storage-driver=vfs", "--bridge=none"),
+                *("--iptables=false", "--ip6tables=false", "--ip-forward=false"),
+                *("--ip-masq=false", "--exec-opt", "native.cgroupdriver=cgroupfs"),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+    try:
+        wait_for(
+            lambda: daemon.poll() is not None or "API listen on" in (base / "log").read_text(),
+            "dockerd",
+        )
+        assert daemon.poll() is None, (base / "log").read_text()
+        docker("import", busybox_image, IMAGE)
+        yield docker
+    finally:
+        # On SIGTERM dockerd ends the containerd it started as well.
+        end(daemon, by=signal.SIGTERM)
+        shutil.rmtree(base)
+
+
+@pytest.fixture
+def docker(dockerd: Docker, mount: Callable[..., Mounted]) -> Iterator[Docker]:
+    # Asking for the mount here has the containers ended before it is.
+    yield dockerd
+    dockerd.remove_all()
+
+
+def test_container_and_host_share_a_volume(volume: VolumeDir, docker: Docker) -> None:
+    container = docker.start(volume, ANSWER_TWICE)
+    converse(volume)
+    volume.assert_busy()
+    volume.assert_held_by(container)
+    say_goodbye(volume)
+    assert docker("wait", container).strip() == "0"
+    volume.assert_held_by()
+    volume.remove()
+
+
+def test_run_makes_a_missing_volume(mounted: Mounted, docker: Docker) -> None:
+    """dockerd makes the missing source of -v, and a directory in the tree is a volume."""
+    new = VolumeDir.at(mounted, "new")
+    docker("run", "--rm", "--network=none", "-v", f"{new.path}:/data", IMAGE, "touch", "/data/file")
+    assert (new.data / "file").exists()
+    assert os.listdir(mounted.mnt) == ["new"]
+    new.remove()
+
+
+def test_name_that_cannot_be_a_volume(mounted: Mounted, docker: Docker) -> None:
+    """The refusal reaches the user, and no container runs on some other directory."""
+    source = mounted.mnt / ".hidden"
+    printed = docker(
+        *("run", "--rm", "--network=none", "-v", f"{source}:/data", IMAGE, "true"), fails=True
+    )
+    assert "invalid argument" in printed
+    assert os.listdir(mounted.mnt) == []
+
+
+def test_restarted_container_finds_its_data(volume: VolumeDir, docker: Docker) -> None:
+    script = "echo started >> /data/log; sleep 1000"
+    container = docker.start(volume, script)
+    wait_for((volume.path / "log").exists, "the first start")
+    docker("restart", "--time", "0", container)
+    wait_for(lambda: (volume.data / "log").read_text() == "started\n" * 2, "the second start")
+    volume.assert_busy()
+    docker("stop", "--time", "0", container)
+    # Stopped it holds nothing, and dockerd makes the directory again when it starts.
+    volume.remove()
+    docker("start", container)
+    log = volume.data / "log"
+    wait_for(lambda: log.exists() and log.read_text() == "started\n", "the third start")
+
+
+def test_copy_into_and_out_of_a_container(
+    volume: VolumeDir, docker: Docker, tmp_path: Path
+) -> None:
+    container = docker.start(volume, "sleep 1000")
+    source = tmp_path / "in"
+    source.mkdir()
+    (source / "file").write_text("from the host")
+    (source / "link").symlink_to("file")
+    docker("cp", source, f"{container}:/data/in")
+    assert (volume.data / "in" / "file").read_text() == "from the host"
+    assert (volume.data / "in" / "link").readlink() == Path("file")
+    (volume.path / "out").write_text("from the volume")
+    docker("cp", f"{container}:/data/out", tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "from the volume"
+
+
+def test_files_belong_to_the_user_of_the_container(volume: VolumeDir, docker: Docker) -> None:
+    arguments = ["run", "--rm", "--network=none", "--user", "1000:1000"]
+    arguments += ["-v", f"{volume.path}:/data", IMAGE, "sh", "-ec"]
+    script = "umask 027; echo mine > /data/file; mkdir /data/directory; stat -c %u:%g:%a /data/*"
+    assert "Permission denied" in docker(*arguments, script, fails=True)
+    os.chown(volume.path, 1000, 1000)
+    assert docker(*arguments, script).split() == ["1000:1000:750", "1000:1000:640"]
+    for name in ("file", "directory"):
+        made = (volume.data / name).stat()
+        assert (made.st_uid, made.st_gid) == (1000, 1000)
+
+
+def test_volume_below_a_volume(volume: VolumeDir, docker: Docker) -> None:
+    """A directory inside a volume can be bound as well, and holds the whole volume."""
+    (volume.path / "below").mkdir()
+    container = docker(
+        *("run", "--detach", "--network=none", "-v", f"{volume.path}/below:/data", IMAGE),
+        *("sh", "-ec", "touch /data/file; sleep 1000"),
+    ).strip()
+    wait_for((volume.data / "below" / "file").exists, "the container's file")
+    volume.assert_busy()
+    docker("rm", "--force", container)
+    volume.remove()
