@@ -94,6 +94,13 @@ class UnknownOptionError(VolfsError):
     exit_code = 3
 
 
+class InvalidLabelError(VolfsError):
+    """A label has no name, or is not valid UTF-8."""
+
+    errno = errno.EINVAL
+    exit_code = 3
+
+
 class UnknownDriverError(VolfsError):
     """No driver of that name is registered."""
 

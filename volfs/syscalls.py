@@ -34,6 +34,7 @@ MS_NODIRATIME = 2048
 MS_POSIXACL = 1 << 16
 MS_STRICTATIME = 1 << 24
 MNT_DETACH = 2
+UMOUNT_NOFOLLOW = 8
 CAP_FSETID = 4
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
@@ -206,3 +207,14 @@ def umount2(target: bytes, flags: int = 0) -> None:
 
 NO_HANDLES = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EOVERFLOW))
 """What name_to_handle_at and open_by_handle_at answer where handles cannot be used."""
+
+_libc.fstatfs.argtypes = (c_int, c_void_p)
+
+
+def filesystem_type(fd: int) -> int:
+    """f_type of fstatfs(2): the magic number of the filesystem ``fd`` is on."""
+    buffer = ctypes.create_string_buffer(256)
+    if _libc.fstatfs(fd, buffer) != 0:
+        raise _fail()
+    (magic,) = struct.unpack_from("@l", buffer, 0)
+    return int(magic) & 0xFFFFFFFF

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -142,4 +142,12 @@ class Driver(Protocol):
 
     def set_labels(self, volume: Volume, labels: Mapping[str, str]) -> Volume:
         """Replace the volume's labels, durably. Raises VolumeNotFoundError."""
+        ...
+
+    def housekeep(self, stopping: Callable[[], bool]) -> None:
+        """Do slow chores (emptying the trash, finishing what a crash cut short).
+
+        Called from time to time from a worker thread; returns soon after ``stopping()`` turns
+        true, and what is left is done by the next call.
+        """
         ...

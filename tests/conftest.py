@@ -1,0 +1,229 @@
+"""Fixtures for real mounts: a daemon of its own for each test that asks, checked when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from volfs import syscalls
+
+MS_REMOUNT = 32
+NOBODY = 65534
+DEADLINE = 20.0
+"""Seconds that anything awaited may take before the test fails."""
+
+
+def wait_for(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
+    """Poll until ``condition()`` is true; fail after ``deadline`` seconds."""
+    end = time.monotonic() + deadline
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"waited {deadline} s in vain for {what}")
+        time.sleep(0.01)
+
+
+@dataclass
+class Mounted:
+    """A running daemon and its tree."""
+
+    scope: Path
+    mnt: Path
+    log_path: Path
+    process: subprocess.Popen[bytes]
+    uid: int
+    allow_warnings: bool = False
+    stopped: bool = field(default=False, init=False)
+
+    @property
+    def log(self) -> str:
+        """Everything the daemon has logged so far."""
+        return self.log_path.read_text(errors="replace")
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def data(self, volume: str) -> Path:
+        """The real data path of a volume."""
+        return self.scope / "volumes" / volume / "_data"
+
+    def statistics(self) -> dict[str, int]:
+        """The daemon's counters (the volfs.stats attribute of the root)."""
+        counters: dict[str, int] = json.loads(os.getxattr(self.mnt, "volfs.stats"))
+        return counters
+
+    def drop_caches(self) -> None:
+        """Make the kernel forget what it caches of this mount (a remount does)."""
+        syscalls.mount(b"", os.fsencode(self.mnt), b"", MS_REMOUNT, b"")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """End the daemon and check how it ended. Done by the fixture when a test has not."""
+        if self.stopped:
+            return
+        self.stopped = True
+        leaks: object = None
+        if self.process.poll() is None and os.geteuid() == 0 and self.uid == 0:
+            leaks = self._leaks()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            code = self.process.wait(DEADLINE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            code = None
+        still = is_mounted(self.mnt)
+        if still:
+            syscalls.umount2(os.fsencode(self.mnt), syscalls.MNT_DETACH)
+        log = self.log
+        assert code == 0, f"the daemon ended with {code}; its log:\n{log}"
+        assert not still, f"the mount outlived the daemon; its log:\n{log}"
+        assert not leaks, f"still held when nothing is used any more: {leaks}"
+        if not self.allow_warnings:
+            bad = [line for line in log.splitlines() if _is_warning(line)]
+            assert not bad, "unexpected in the daemon's log:\n" + log
+
+    def _leaks(self) -> object:
+        idle = {
+            "inodes": 1,
+            "lookups": 0,
+            "descriptors": 0,
+            "open_files": 0,
+            "open_directories": 0,
+        }
+        end = time.monotonic() + DEADLINE
+        while True:
+            self.drop_caches()
+            counters = self.statistics()
+            left = {name: count for name, count in counters.items() if count != idle[name]}
+            if not left or time.monotonic() > end:
+                return left
+            time.sleep(0.05)
+
+
+def _is_warning(line: str) -> bool:
+    return line.startswith(("WARNING", "ERROR", "CRITICAL", "Traceback", "Exception"))
+
+
+def is_mounted(path: Path) -> bool:
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == str(path) for line in mounts)
+
+
+class MountFactory(Protocol):
+    """Start a daemon: ``mount(cache="never", scope=path, user=65534, ro=True, ...)``.
+
+    Keyword options are those of ``volfs mount -o``: a value of True is the bare option.
+    """
+
+    def __call__(
+        self,
+        *,
+        scope: Path | None = None,
+        user: int = 0,
+        environment: Mapping[str, str] | None = None,
+        preexec: Callable[[], None] | None = None,
+        **options: str | bool,
+    ) -> Mounted: ...
+
+
+@pytest.fixture
+def workspace() -> Iterator[Path]:
+    """A directory on the disk that every user can reach, removed afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="volfs-test-", dir="/tmp"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def mount(request: pytest.FixtureRequest, workspace: Path) -> Iterator[MountFactory]:
+    """A factory of mounts; every daemon it started is stopped and checked at the end."""
+    if not os.path.exists("/dev/fuse"):
+        pytest.skip("no /dev/fuse on this machine")
+    started: list[Mounted] = []
+    allow_warnings = request.node.get_closest_marker("allow_warnings") is not None
+
+    def start(
+        *,
+        scope: Path | None = None,
+        user: int = 0,
+        environment: Mapping[str, str] | None = None,
+        preexec: Callable[[], None] | None = None,
+        **options: str | bool,
+    ) -> Mounted:
+        number = len(started)
+        mnt = workspace / f"mnt{number}"
+        mnt.mkdir()
+        if scope is None:
+            scope = workspace / f"scope{number}"
+            scope.mkdir()
+        if user:
+            os.chown(mnt, user, user)
+            os.chown(scope, user, user)
+        chosen = [
+            name.replace("_", "-") if value is True else f"{name.replace('_', '-')}={value}"
+            for name, value in options.items()
+            if value is not False
+        ]
+        command = [sys.executable, "-m", "volfs", "mount", "-f", str(scope), str(mnt)]
+        if chosen:
+            command += ["-o", ",".join(chosen)]
+        log_path = workspace / f"log{number}"
+        with log_path.open("wb") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **(environment or {})},
+                user=user or None,
+                group=user or None,
+                extra_groups=[] if user else None,
+                preexec_fn=preexec,
+                cwd=Path(__file__).parent.parent,
+            )
+        mounted = Mounted(scope, mnt, log_path, process, user, allow_warnings)
+        started.append(mounted)
+        wait_for(
+            lambda: is_mounted(mnt) or process.poll() is not None, f"the mount:\n{mounted.log}"
+        )
+        assert process.poll() is None, f"volfs mount failed:\n{mounted.log}"
+        if not user:
+            os.stat(mnt)  # answered once it serves
+        return mounted
+
+    yield start
+    failures = []
+    for mounted in reversed(started):
+        try:
+            mounted.stop()
+        except AssertionError as error:
+            failures.append(str(error))
+    assert not failures, "\n".join(failures)
+
+
+@pytest.fixture
+def tree(mount: MountFactory) -> Mounted:
+    """A mount with the default options."""
+    return mount()
+
+
+@pytest.fixture
+def volume(tree: Mounted) -> Path:
+    """A volume in a mount with the default options."""
+    path = tree.mnt / "vol"
+    path.mkdir()
+    return path

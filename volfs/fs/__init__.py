@@ -1,0 +1,1 @@
+"""The store as a mounted tree: mkdir makes a volume, rmdir removes it."""

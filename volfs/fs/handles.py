@@ -1,0 +1,180 @@
+"""Open files and directories, by file handle."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from volfs.fs.inodes import Inode
+
+_SYNCHRONOUS = os.O_SYNC | os.O_DSYNC
+
+
+class FileHandle:
+    """An open file: ``fd`` is open on the backing file with the opener's access mode.
+
+    ``pid`` is the process that opened it, for naming who uses a volume.
+    ``synchronous``: writes wait for the disk.
+    """
+
+    __slots__ = ("fd", "inode", "pid", "synchronous")
+
+    def __init__(self, fd: int, inode: Inode, flags: int, pid: int) -> None:
+        self.fd = fd
+        self.inode = inode
+        self.pid = pid
+        self.synchronous = bool(flags & _SYNCHRONOUS)
+
+
+class DirectoryHandle:
+    """An open directory: a listing that only grows, so that an offset stays what it was.
+
+    The offset of an entry is its position in the listing. Names are read from the backing
+    directory as they are asked for; rewinding (offset 0) starts a new listing.
+    """
+
+    __slots__ = ("_names", "_source", "fd", "inode", "pid")
+
+    def __init__(self, fd: int, inode: Inode, pid: int) -> None:
+        self.fd = fd
+        self.inode = inode
+        self.pid = pid
+        self._names: list[str] = []
+        self._source: Iterator[os.DirEntry[str]] | None = None
+
+    def rewind(self) -> None:
+        """Forget the listing; the next one shows the directory as it is then."""
+        self.end()
+        self._names = []
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        self._source = os.scandir(self.fd)
+
+    def name(self, position: int) -> str | None:
+        """The name at ``position`` (0 is the first), or None past the end."""
+        names = self._names
+        if self._source is None and not names:
+            self.rewind()
+        while position >= len(names):
+            entry = next(self._source, None) if self._source is not None else None
+            if entry is None:
+                self.end()
+                return None
+            names.append(entry.name)
+        return names[position]
+
+    def end(self) -> None:
+        """Close the reading side of the listing."""
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()  # type: ignore[attr-defined]  # a ScandirIterator
+
+    def close(self) -> None:
+        self.end()
+        os.close(self.fd)
+
+
+class RootHandle:
+    """The open root directory: the volumes' names as they were when it was opened or rewound."""
+
+    __slots__ = ("names",)
+
+    def __init__(self) -> None:
+        self.names: list[str] | None = None
+
+
+class HandleTable:
+    """Numbers for open files and directories."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+        self._files: dict[int, FileHandle] = {}
+        self._directories: dict[int, DirectoryHandle | RootHandle] = {}
+
+    def add_file(self, handle: FileHandle) -> int:
+        """Keep an open file and return its number."""
+        number = next(self._numbers)
+        self._files[number] = handle
+        _pin(handle)
+        return number
+
+    def add_directory(self, handle: DirectoryHandle | RootHandle) -> int:
+        """Keep an open directory and return its number."""
+        number = next(self._numbers)
+        self._directories[number] = handle
+        if isinstance(handle, DirectoryHandle):
+            _pin(handle)
+        return number
+
+    def file(self, number: int) -> FileHandle:
+        """The open file with this number. Raises OSError(EBADF)."""
+        try:
+            return self._files[number]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def directory(self, number: int) -> DirectoryHandle | RootHandle:
+        """The open directory with this number. Raises OSError(EBADF)."""
+        try:
+            return self._directories[number]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def remove_file(self, number: int) -> FileHandle | None:
+        """Drop an open file from the table and return it; its descriptor is still open."""
+        handle = self._files.pop(number, None)
+        if handle is not None:
+            _unpin(handle)
+        return handle
+
+    def remove_directory(self, number: int) -> DirectoryHandle | RootHandle | None:
+        """Drop an open directory from the table and return it; it is still to be closed."""
+        handle = self._directories.pop(number, None)
+        if isinstance(handle, DirectoryHandle):
+            _unpin(handle)
+        return handle
+
+    @property
+    def open_files(self) -> int:
+        """How many files are open."""
+        return len(self._files)
+
+    @property
+    def open_directories(self) -> int:
+        """How many directories are open."""
+        return len(self._directories)
+
+    def __iter__(self) -> Iterator[FileHandle | DirectoryHandle]:
+        """Everything open below the root."""
+        yield from list(self._files.values())
+        for handle in list(self._directories.values()):
+            if isinstance(handle, DirectoryHandle):
+                yield handle
+
+    def close(self) -> None:
+        """Close everything."""
+        for handle in self:
+            if isinstance(handle, FileHandle):
+                os.close(handle.fd)
+            else:
+                handle.close()
+        self._files.clear()
+        self._directories.clear()
+
+
+def _pin(handle: FileHandle | DirectoryHandle) -> None:
+    if handle.inode.opens is None:
+        handle.inode.opens = [handle]
+    else:
+        handle.inode.opens.append(handle)
+
+
+def _unpin(handle: FileHandle | DirectoryHandle) -> None:
+    opens = handle.inode.opens
+    if opens is not None and handle in opens:
+        opens.remove(handle)
+        if not opens:
+            handle.inode.opens = None

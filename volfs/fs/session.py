@@ -1,0 +1,312 @@
+"""Mounting the tree, serving it, unmounting it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import resource
+import signal
+import stat
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pyfuse3
+import trio
+
+from volfs import syscalls
+from volfs.errors import MountError
+from volfs.fs.caller import Caller
+from volfs.fs.handles import HandleTable
+from volfs.fs.inodes import InodeTable
+from volfs.fs.operations import VolumeFS
+from volfs.fs.options import MountOptions
+from volfs.fs.root import Root
+from volfs.fs.tree import Tree
+from volfs.store import VolumeStore
+from volfs.usage import tree_mounts
+
+log = logging.getLogger(__name__)
+
+_FUSE_DEVICE = "/dev/fuse"
+_TASKS = 4096
+"""Requests in progress at once; those beyond wait in the kernel. High, since requests waiting
+for a filesystem that hangs must not keep the others from being read."""
+
+_SWEEP_INTERVAL = 5.0
+_SWEEP_SIZE = 1000
+
+
+def check(scope: str, mountpoint: str, options: MountOptions) -> None:
+    """Raise MountError, saying what to do, if the tree of ``scope`` cannot be mounted here."""
+    if not os.path.exists(_FUSE_DEVICE):
+        raise MountError(f"{_FUSE_DEVICE} is missing: load the module with 'modprobe fuse'")
+    if not os.access(_FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise MountError(f"no permission to open {_FUSE_DEVICE}: ask for mode 0666 on it")
+    try:
+        status = os.stat(mountpoint)
+    except FileNotFoundError:
+        raise MountError(
+            f"mount point {mountpoint} does not exist: create it with 'mkdir {mountpoint}'"
+        ) from None
+    except OSError as error:
+        if error.errno == errno.ENOTCONN:
+            raise MountError(
+                f"{mountpoint} holds a mount whose daemon is gone:"
+                f" remove it with 'volfs umount {mountpoint}'"
+            ) from None
+        raise MountError(f"cannot use mount point {mountpoint}: {error.strerror}") from None
+    if not stat.S_ISDIR(status.st_mode):
+        raise MountError(f"mount point {mountpoint} is not a directory")
+    real = os.path.realpath(mountpoint)
+    source = os.path.realpath(scope)
+    if source == real or source.startswith(real.rstrip("/") + "/"):
+        raise MountError(
+            f"scope {scope} lies inside the mount point {mountpoint}, which would hide it:"
+            " choose another mount point"
+        )
+    if os.path.ismount(real):
+        raise MountError(
+            f"{mountpoint} is a mount point already: unmount it first, or choose another"
+        )
+    try:
+        if os.listdir(real):
+            raise MountError(
+                f"mount point {mountpoint} is not empty: its content would be hidden;"
+                " choose an empty directory"
+            )
+    except PermissionError:
+        raise MountError(f"no permission to read mount point {mountpoint}") from None
+    if os.geteuid() != 0:
+        if not os.access(real, os.W_OK):
+            raise MountError(
+                f"no permission to write to mount point {mountpoint}: fusermount3 asks for it"
+            )
+        if options.allow_other and not _users_may_allow_other():
+            raise MountError(
+                "allow-other needs the line 'user_allow_other' in /etc/fuse.conf for users"
+                " other than root"
+            )
+
+
+async def serve(
+    store: VolumeStore,
+    scope: str,
+    mountpoint: str,
+    options: MountOptions,
+    ready: Callable[[], None],
+) -> None:
+    """Mount the tree of ``store`` at ``mountpoint`` and serve it until it is unmounted.
+
+    ``scope`` is the real path that the mount shows as its source. ``ready`` is called once,
+    when the mount answers. SIGTERM and SIGINT unmount and return. Raises MountError.
+
+    Changes the process for good: umask, groups and capabilities (see Caller.take_privileges).
+    """
+    caller = Caller()
+    caller.take_privileges()
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    scope_fd = os.open(scope, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    inodes = InodeTable(limit)
+    handles = HandleTable()
+    inodes.make_root(scope_fd)
+    tree = Tree(inodes, handles, caller, options.cache)
+    root = Root(store, inodes, handles, tree, options)
+    operations = VolumeFS(inodes, handles, root, tree, scope_fd)
+    target = await trio.to_thread.run_sync(os.path.realpath, mountpoint)
+    own_mount = os.geteuid() == 0
+    _mount(operations, scope, target, options)
+    stopping = threading.Event()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_unmount_on_signal, target)
+            nursery.start_soon(_housekeep, store, operations, options, stopping)
+            nursery.start_soon(_sweep, inodes)
+            nursery.start_soon(_announce, target, ready)
+            try:
+                await pyfuse3.main(max_tasks=_TASKS)
+            finally:
+                stopping.set()
+                nursery.cancel_scope.cancel()
+    finally:
+        stopping.set()
+        if own_mount:
+            _detach(target, scope)
+        pyfuse3.close(unmount=not own_mount)
+        log.info("unmounted: %s", root.statistics())
+        handles.close()
+        inodes.close()
+        tree.close()
+        os.close(scope_fd)
+
+
+def unmount(mountpoint: str, *, lazy: bool = False) -> None:
+    """Unmount the tree at ``mountpoint``; the daemon then ends by itself.
+
+    ``lazy`` takes it out of the namespace although it is in use. Raises MountError; its
+    ``__cause__`` is OSError(EBUSY) when somebody uses the mount.
+    """
+    # The last component is not followed, as a dead mount cannot be looked at.
+    target = os.path.join(
+        os.path.realpath(os.path.dirname(os.path.abspath(mountpoint))),
+        os.path.basename(os.path.abspath(mountpoint)),
+    )
+    if os.geteuid() != 0:
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", target]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            reason = done.stderr.strip()
+            busy = OSError(errno.EBUSY, reason) if "busy" in reason else None
+            raise MountError(f"cannot unmount {mountpoint}: {reason}") from busy
+        return
+    flags = syscalls.MNT_DETACH if lazy else 0
+    try:
+        syscalls.umount2(os.fsencode(target), flags | syscalls.UMOUNT_NOFOLLOW)
+    except OSError as error:
+        known = {
+            errno.EBUSY: "it is in use",
+            errno.EINVAL: "nothing is mounted there",
+            errno.ENOENT: "no such directory",
+        }
+        text = known.get(error.errno or 0, error.strerror)
+        raise MountError(f"cannot unmount {mountpoint}: {text}") from error
+
+
+# -- mounting
+
+
+def _mount(operations: VolumeFS, scope: str, target: str, options: MountOptions) -> None:
+    """Mount and attach pyfuse3, as root by mount(2) and otherwise through fusermount3."""
+    try:
+        if os.geteuid() == 0:
+            device = _mount_as_root(scope, target, options)
+            try:
+                pyfuse3.init(operations, f"/dev/fd/{device}", set())
+            except BaseException:
+                os.close(device)
+                syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
+                raise
+        else:
+            pyfuse3.init(operations, target, _mount_options(scope, options))
+    except OSError as error:
+        raise MountError(f"cannot mount at {target}: {error.strerror}") from error
+    except RuntimeError as error:
+        raise MountError(f"cannot mount at {target}: {error} (see the lines above)") from error
+
+
+def _mount_as_root(scope: str, target: str, options: MountOptions) -> int:
+    """Mount at ``target`` and return the descriptor of /dev/fuse that serves it.
+
+    libfuse serves a descriptor given as /dev/fd/N as it is. Mounting ourselves tells the errno
+    when it fails, and allows MS_POSIXACL: with it the kernel leaves the umask to us (fs/fuse
+    sets dont_mask), without which default ACLs come out wrong.
+    """
+    device = os.open(_FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    data = [
+        f"fd={device}",
+        f"rootmode={stat.S_IFDIR:o}",
+        f"user_id={os.geteuid()}",
+        f"group_id={os.getegid()}",
+        "default_permissions",
+    ]
+    if options.allow_other is not False:
+        data.append("allow_other")
+    flags = syscalls.MS_POSIXACL
+    flags |= syscalls.MS_RDONLY if options.read_only else 0
+    flags |= 0 if options.suid else syscalls.MS_NOSUID
+    flags |= 0 if options.dev else syscalls.MS_NODEV
+    flags |= syscalls.MS_NOEXEC if options.noexec else 0
+    try:
+        syscalls.mount(
+            os.fsencode(scope), os.fsencode(target), b"fuse.volfs", flags, ",".join(data).encode()
+        )
+    except OSError:
+        os.close(device)
+        raise
+    return device
+
+
+def _mount_options(scope: str, options: MountOptions) -> set[str]:
+    """The options of ``options`` as fusermount3 takes them."""
+    source = scope.replace("\\", "\\\\").replace(",", "\\,")
+    chosen = {f"fsname={source}", "subtype=volfs", "default_permissions"}
+    if options.allow_other:
+        chosen.add("allow_other")
+    if options.read_only:
+        chosen.add("ro")
+    if options.noexec:
+        chosen.add("noexec")
+    return chosen
+
+
+def _users_may_allow_other() -> bool:
+    try:
+        lines = Path("/etc/fuse.conf").read_text().splitlines()
+    except OSError:
+        return False
+    return any(line.strip() == "user_allow_other" for line in lines)
+
+
+def _detach(target: str, scope: str) -> None:
+    """Unmount at the end, unless that has been done from outside."""
+    if not _is_ours(target, scope):
+        return
+    try:
+        syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
+    except OSError as error:
+        log.error("cannot unmount %s: %s", target, error.strerror)
+
+
+def _is_ours(target: str, scope: str) -> bool:
+    return target in tree_mounts(scope)
+
+
+# -- beside the requests
+
+
+async def _announce(target: str, ready: Callable[[], None]) -> None:
+    await trio.to_thread.run_sync(os.stat, target)
+    log.info("serving at %s", target)
+    ready()
+
+
+async def _unmount_on_signal(target: str) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("unmounting upon %s", signal.Signals(number).name)
+            break
+    try:
+        # The event loop goes on serving while the kernel writes back and unmounts.
+        await trio.to_thread.run_sync(unmount, target)
+    except MountError as error:
+        log.info("%s; it goes away for new users, and for all when the daemon ends", error)
+    pyfuse3.terminate()
+
+
+async def _housekeep(
+    store: VolumeStore,
+    operations: VolumeFS,
+    options: MountOptions,
+    stopping: threading.Event,
+) -> None:
+    limiter = trio.CapacityLimiter(1)
+    while True:
+        try:
+            await trio.to_thread.run_sync(store.housekeep, stopping.is_set, limiter=limiter)
+        except Exception:
+            log.exception("housekeeping failed; it is tried again")
+        with trio.move_on_after(options.housekeeping_interval):
+            await operations.volume_removed.wait()
+        operations.volume_removed = trio.Event()
+
+
+async def _sweep(inodes: InodeTable) -> None:
+    """Let go of files deleted behind the mount, a part of the table at a time."""
+    while True:
+        await trio.sleep(_SWEEP_INTERVAL)
+        if inodes.has_slow_device:
+            await trio.to_thread.run_sync(inodes.release_deleted, _SWEEP_SIZE)
+        else:
+            inodes.release_deleted(_SWEEP_SIZE)
