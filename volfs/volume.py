@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ NAME_MAX = 255
 """Longest volume name in bytes, as NAME_MAX in linux/limits.h."""
 
 _FORBIDDEN = frozenset("/:,\\\"'")
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
 
 
 def check_name(name: str) -> str:
@@ -24,6 +26,8 @@ def check_name(name: str) -> str:
 
     Raises InvalidNameError (EINVAL) or NameTooLongError (ENAMETOOLONG), saying what is wrong.
     """
+    if _PLAIN.fullmatch(name):
+        return name  # nearly all are, and every look-up asks
     if not name:
         raise InvalidNameError("a volume name cannot be empty")
     try:
@@ -89,7 +93,8 @@ class Driver(Protocol):
 
     Methods may block. All are safe against other threads and other processes on the same
     storage: what they promise is decided by single atomic steps of the storage, so of two
-    creations of a name exactly one makes it, and a removal either happened or did not.
+    creations of a name exactly one makes it, and a removal either happened or did not. Failures
+    of the storage itself (ENOSPC, EROFS, EACCES, EIO) are raised as the OSError they are.
     """
 
     @property
@@ -124,6 +129,10 @@ class Driver(Protocol):
         """Return all volumes, sorted by name."""
         ...
 
+    def names(self) -> Sequence[str]:
+        """Return the names of all volumes, sorted; cheaper than ``list``."""
+        ...
+
     def remove(self, volume: Volume, *, by: str = "") -> None:
         """Take the volume off the list in one atomic step; the data may be kept restorable.
 
@@ -150,4 +159,8 @@ class Driver(Protocol):
         Called from time to time from a worker thread; returns soon after ``stopping()`` turns
         true, and what is left is done by the next call.
         """
+        ...
+
+    def close(self) -> None:
+        """Give back what the driver holds. No other call may be under way, none may follow."""
         ...

@@ -1,0 +1,79 @@
+"""Directories reached by descriptor, and small files that are on disk when the call returns."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+NO_ENTRY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
+"""What an open answers for a name that is not there, or is not what it should be."""
+
+_CANNOT_SYNC = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ENOSYS))
+"""Some network filesystems cannot sync a directory; their changes are durable by themselves."""
+
+
+@contextmanager
+def opened(name: str, *, dir_fd: int | None = None, flags: int = DIRECTORY) -> Iterator[int]:
+    """Yield a descriptor of the directory ``name``, which is not a symbolic link."""
+    fd = os.open(name, flags, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def scanned(dir_fd: int, name: str = ".") -> Iterator[Iterator[os.DirEntry[str]]]:
+    """Yield the entries of a directory.
+
+    Through a descriptor of its own: the reading position of a shared one is shared too, and
+    two threads would each see half of the entries.
+    """
+    with opened(name, dir_fd=dir_fd) as fd, os.scandir(fd) as entries:
+        yield entries
+
+
+def sync_directory(fd: int) -> None:
+    """fsync(2) a directory, so that entries made, moved or removed in it are on disk."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in _CANNOT_SYNC:
+            raise
+
+
+def write_new(name: str, data: bytes, *, dir_fd: int) -> None:
+    """Write a new file, readable for its owner only, and fsync it. Raises FileExistsError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_small(name: str, limit: int, *, dir_fd: int) -> bytes | None:
+    """Return what is in a file, None when there is no such regular file.
+
+    ``limit`` is the most that is read, in bytes; a larger file counts as none.
+    """
+    try:
+        # O_NONBLOCK: a fifo of that name must not make anybody wait.
+        fd = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd
+        )
+    except OSError as error:
+        if error.errno in NO_ENTRY:
+            return None
+        raise
+    with os.fdopen(fd, "rb") as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        data = file.read(limit + 1)
+    return data if len(data) <= limit else None
