@@ -1,0 +1,1 @@
+"""The benchmark behind scripts/bench: volfs beside its peers and the bare directory."""

@@ -1,0 +1,191 @@
+"""The filesystems compared, and how each one is mounted."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+VOLUME = "bench"
+"""The volume everything happens in."""
+START_LIMIT = 30.0
+"""Seconds a filesystem may take to mount or to end."""
+
+
+class BenchError(Exception):
+    """The benchmark cannot go on, or one filesystem cannot; the message says why."""
+
+
+class Caching(Enum):
+    """How long the kernel may keep names and attributes, the same for every filesystem."""
+
+    NEVER = 0
+    """0 s: every operation reaches the daemon."""
+    AUTO = 1
+    """1 s for attributes, names and, where the filesystem can, absent names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """The directories of one run.
+
+    ``scope`` is volfs's scope; its volume's data is what every peer binds too, so that all work
+    on the same directories at the same depth. ``mountpoint`` is where each is mounted in turn,
+    ``tools`` holds the programs compiled for the run, ``log`` takes what daemons print.
+    """
+
+    scope: Path
+    mountpoint: Path
+    tools: Path
+    log: Path
+
+    @property
+    def data(self) -> Path:
+        """The data path of the volume, as the backing filesystem has it."""
+        return self.scope / "volumes" / VOLUME / "_data"
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """One filesystem to measure.
+
+    ``command`` gives the command line that mounts it in the foreground; None for the bare
+    directory. ``inside`` is the path from its mount point to the volume's data.
+    """
+
+    name: str
+    command: Callable[[Site, Caching], list[str]] | None
+    inside: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mounted:
+    """A filesystem in place: ``data`` is the volume's data seen through it, ``pid`` its daemon."""
+
+    data: Path
+    pid: int | None = None
+
+    def daemon_ns(self) -> int:
+        """Processor time the daemon has used so far, all threads, in nanoseconds."""
+        if self.pid is None:
+            return 0
+        # The clock of a whole process, as clock_getcpuclockid(3) makes it of a pid.
+        return time.clock_gettime_ns((~self.pid << 3) | 2)
+
+
+def _volfs(site: Site, caching: Caching) -> list[str]:
+    cache = f"cache={caching.name.lower()}"
+    mount = ["mount", "-f", str(site.scope), str(site.mountpoint), "-o", cache]
+    return [sys.executable, "-m", "volfs", *mount]
+
+
+def _bindfs(site: Site, caching: Caching) -> list[str]:
+    t = caching.value
+    options = f"attr_timeout={t},entry_timeout={t},negative_timeout={t}"
+    return ["bindfs", "-f", "-o", options, str(site.data.parent), str(site.mountpoint)]
+
+
+def _mergerfs(site: Site, caching: Caching) -> list[str]:
+    t = caching.value
+    # One thread: faster for one client than the default of several.
+    options = f"cache.attr={t},cache.entry={t},cache.negative_entry={t},threads=1"
+    return ["mergerfs", "-f", "-o", options, str(site.data.parent), str(site.mountpoint)]
+
+
+def _passthrough_ll(site: Site, caching: Caching) -> list[str]:
+    # cache=auto with a timeout rather than cache=never, which would also turn off the page cache;
+    # default_permissions, which the others set themselves and without which it checks nothing;
+    # -s for one thread, faster for one client.
+    options = f"source={site.data.parent},cache=auto,timeout={caching.value},default_permissions"
+    return [str(site.tools / "passthrough_ll"), "-f", "-s", "-o", options, str(site.mountpoint)]
+
+
+FILESYSTEMS = {
+    fs.name: fs
+    for fs in (
+        FileSystem("native", None, ""),
+        FileSystem("volfs", _volfs, VOLUME),
+        FileSystem("bindfs", _bindfs, "_data"),
+        FileSystem("mergerfs", _mergerfs, "_data"),
+        FileSystem("passthrough_ll", _passthrough_ll, "_data"),
+    )
+}
+
+
+@contextmanager
+def mounted(
+    fs: FileSystem, site: Site, caching: Caching, cpu: int | None, *, make_volume: bool = False
+) -> Iterator[Mounted]:
+    """``fs`` freshly mounted with its daemon pinned to ``cpu``; unmounted at the end.
+
+    Raises BenchError, with the end of the daemon's log, if it does not come up.
+    """
+    if fs.command is None:
+        yield Mounted(site.data)
+        return
+    command = fs.command(site, caching)
+    if cpu is not None:
+        command = ["taskset", "-c", str(cpu), *command]
+    with site.log.open("w") as log:
+        # Its own session: Ctrl-C must not end it before it is unmounted.
+        daemon = subprocess.Popen(
+            command, stdout=log, stderr=log, cwd=REPOSITORY, start_new_session=True
+        )
+    try:
+        _await(lambda: _is_mountpoint(site.mountpoint) or daemon.poll() is not None)
+        if daemon.poll() is not None or not _is_mountpoint(site.mountpoint):
+            raise BenchError(f"{fs.name} did not mount:\n{_tail(site.log)}")
+        data = site.mountpoint / fs.inside
+        if make_volume and not data.exists():
+            data.mkdir()
+        yield Mounted(data, daemon.pid)
+    finally:
+        _end(site.mountpoint, daemon)
+
+
+def _end(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
+    """Unmount and wait for the daemon to end; by force if it will not."""
+    if _is_mountpoint(mountpoint) and not _unmount(mountpoint):
+        _await(lambda: _unmount(mountpoint), limit=3)
+    try:
+        daemon.wait(timeout=0 if daemon.poll() is not None else 5)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+    if _is_mountpoint(mountpoint):
+        _unmount(mountpoint, lazy=True)
+
+
+def _is_mountpoint(path: Path) -> bool:
+    # Read rather than stat: this must not wait for a daemon that is stuck or gone.
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return any(line.split()[4] == str(path) for line in lines)
+
+
+def _unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
+    if os.geteuid() == 0:
+        command = ["umount", *(["-l"] if lazy else []), str(mountpoint)]
+    else:
+        command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(mountpoint)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _await(condition: Callable[[], bool], limit: float = START_LIMIT) -> bool:
+    deadline = time.monotonic() + limit
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.005)
+    return True
+
+
+def _tail(log: Path, lines: int = 15) -> str:
+    text = log.read_text(errors="replace").splitlines()[-lines:]
+    return "\n".join(f"    {line}" for line in text) or "    (it printed nothing)"
