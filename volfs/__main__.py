@@ -1,0 +1,5 @@
+"""``python -m volfs`` is the program ``volfs``."""
+
+from volfs.cli import main
+
+main()

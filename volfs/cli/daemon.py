@@ -1,0 +1,163 @@
+"""The daemon around a mounted tree: into the background, logging, word to the service manager."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from volfs.cli.output import complain
+from volfs.errors import MountError, VolfsError
+
+if TYPE_CHECKING:
+    from volfs.cli.options import MountRequest
+
+_STOPPED = 1
+
+
+def serve(scope: str, mountpoint: str, request: MountRequest, ready: Callable[[], None]) -> None:
+    """Serve ``scope`` at ``mountpoint`` until it is unmounted, or SIGTERM or SIGINT arrives.
+
+    Calls ``ready`` once the tree answers. Raises MountError, ScopeError.
+    """
+    import trio
+
+    from volfs.fs import session
+    from volfs.local import LocalDriver
+    from volfs.store import VolumeStore
+    from volfs.usage import mount_holders
+
+    session.check(scope, mountpoint, request.options)
+    driver = LocalDriver(scope, keep_removed=request.keep_removed)
+    store = VolumeStore([driver])
+    try:
+        store.add_holder_source(lambda volume: mount_holders(volume, driver.scope))
+        trio.run(session.serve, store, driver.scope, mountpoint, request.options, ready)
+    finally:
+        store.close()
+
+
+def run_in_foreground(scope: str, mountpoint: str, request: MountRequest, level: int) -> None:
+    """Serve here, logging to standard error and telling the service manager."""
+    log_to_stderr(level, stamp=False)
+    try:
+        serve(scope, mountpoint, request, lambda: notify(f"READY=1\nSTATUS=Serving {scope}"))
+    finally:
+        notify("STOPPING=1")
+
+
+def run_in_background(scope: str, mountpoint: str, request: MountRequest, level: int) -> int:
+    """Start a daemon, and return 0 once its tree answers, else complain and return the exit code.
+
+    The daemon has a session of its own and survives the terminal. In the daemon, this returns
+    when it is done.
+    """
+    log = Path(request.log_file) if request.log_file else default_log()
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        os.setsid()
+        _run_child(scope, mountpoint, request, level, log, write_end)
+    os.close(write_end)
+    try:
+        with os.fdopen(read_end, "rb") as pipe:
+            answer = pipe.read()
+    except KeyboardInterrupt:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGTERM)
+        raise
+    if not answer:
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        why = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+        complain(f"the daemon {why} before the tree was mounted; its log is {log}")
+        return MountError.exit_code
+    told = json.loads(answer)
+    if told["message"]:
+        os.waitpid(child, 0)
+        complain(told["message"])
+    return int(told["code"])
+
+
+def _run_child(
+    scope: str, mountpoint: str, request: MountRequest, level: int, log: Path, pipe: int
+) -> NoReturn:
+    def tell(code: int, message: str = "") -> None:
+        nonlocal pipe
+        if pipe >= 0:
+            os.write(pipe, json.dumps({"code": code, "message": message}).encode())
+            os.close(pipe)
+            pipe = -1
+
+    try:
+        _leave_terminal(log)
+        log_to_stderr(level, stamp=True)
+        # A working directory would keep its filesystem from being unmounted.
+        os.chdir("/")
+        serve(scope, mountpoint, request, lambda: tell(0))
+    except VolfsError as error:
+        if pipe < 0:
+            logging.getLogger(__name__).error("%s", error)
+        tell(error.exit_code, str(error))
+        sys.exit(error.exit_code)
+    except BaseException as error:
+        logging.getLogger(__name__).exception("the daemon failed")
+        tell(_STOPPED, f"the daemon failed: {error!r}; its log is {log}")
+        sys.exit(_STOPPED)
+    sys.exit(0)
+
+
+def _leave_terminal(log: Path) -> None:
+    """Connect standard input to nothing, standard output and error to the log."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
+    except OSError as error:
+        raise MountError(
+            f"cannot write the log {log}: {error.strerror}; name another with --log-file"
+        ) from None
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    os.close(nothing)
+    os.close(out)
+
+
+def default_log() -> Path:
+    """Return where a daemon in the background logs unless told otherwise."""
+    if os.geteuid() == 0:
+        return Path("/var/log/volfs.log")
+    state = os.environ.get("XDG_STATE_HOME", "")
+    return (Path(state) if state.startswith("/") else Path.home() / ".local/state") / "volfs.log"
+
+
+def log_to_stderr(level: int, *, stamp: bool) -> None:
+    """Log to standard error, one line a record, with the time where nobody else adds it."""
+    form = "%(levelname)s %(name)s: %(message)s"
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {form}" if stamp else form))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if there is one that wants to know (sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if not address.startswith(("/", "@")):
+        return
+    # A leading @ stands for the zero byte of an abstract address.
+    target = "\0" + address[1:] if address[0] == "@" else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.connect(target)
+            sender.sendall(state.encode())
+    except OSError as error:
+        logging.getLogger(__name__).warning("the service manager cannot be told: %s", error)

@@ -1,0 +1,122 @@
+"""The commands mount and umount."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from pathlib import Path
+
+import click
+
+from volfs.cli.options import mount_options, request_of
+from volfs.cli.output import complain
+from volfs.cli.scope import default_scope, scope_option
+from volfs.errors import MountError
+
+_SHOWN = 5
+"""So many users of a busy mount are named."""
+
+
+@click.command()
+@scope_option
+@mount_options
+@click.option("-f", "--foreground", is_flag=True, help="Stay, and log to standard error.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens, not only what fails.")
+@click.option("--debug", is_flag=True, help="Log everything.")
+@click.argument("places", metavar="[SCOPE] MOUNTPOINT", nargs=-1, required=True)
+def mount(
+    scope: str | None,
+    o: tuple[str, ...],
+    foreground: bool,
+    verbose: bool,
+    debug: bool,
+    places: tuple[str, ...],
+    **fields: object,
+) -> int:
+    """Serve a scope as a tree of volumes.
+
+    \b
+      volfs mount /srv/volumes /mnt/volumes
+      volfs mount /srv/volumes /mnt/volumes -o cache=never,rmdir=empty
+      volfs mount --keep-removed 7d /var/lib/docker /mnt/volumes
+      volfs mount -f /srv/volumes /mnt/volumes        in a service file
+
+    In the tree mkdir makes a volume and rmdir removes it, with its data, into the trash.
+
+    Makes the scope when there is none. Returns when the tree serves; a daemon goes on in the
+    background and logs to /var/log/volfs.log, or for others than root to
+    $XDG_STATE_HOME/volfs.log. With -f it stays in the foreground instead, ends on SIGTERM
+    or SIGINT with 0 and the tree unmounted, and tells systemd when it is ready.
+
+    When it cannot work, the exit code is 10 and the message says why; `volfs doctor` shows
+    what this machine lacks.
+    """
+    from volfs.cli import daemon
+
+    if len(places) > 2:
+        raise click.UsageError("mount takes a scope and a mount point")
+    if (
+        len(places) == 2
+        and click.get_current_context().get_parameter_source("scope")
+        is click.core.ParameterSource.COMMANDLINE
+    ):
+        raise click.UsageError("name the scope either by --scope or as an argument")
+    mountpoint = places[-1]
+    if len(places) == 2:
+        scope = places[0]
+    request = request_of(o, fields)
+    level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
+    start = daemon.run_in_foreground if foreground else daemon.run_in_background
+    return (
+        start(
+            str(Path(scope or default_scope()).absolute()),
+            str(Path(mountpoint).absolute()),
+            request,
+            level,
+        )
+        or 0
+    )
+
+
+@click.command()
+@click.option(
+    "-l",
+    "--lazy",
+    is_flag=True,
+    help="Take it away from the namespace now, and end it when its last user goes.",
+)
+@click.argument("mountpoints", metavar="MOUNTPOINT...", nargs=-1, required=True)
+def umount(lazy: bool, mountpoints: tuple[str, ...]) -> int:
+    """Unmount trees; their daemons end.
+
+    \b
+      volfs umount /mnt/volumes
+      volfs umount --lazy /mnt/volumes
+
+    A busy tree is refused (exit code 10), and the message says who is busy in it. The volumes
+    stay in the scope.
+    """
+    from volfs.fs import session
+
+    code = 0
+    for mountpoint in mountpoints:
+        try:
+            session.unmount(str(Path(mountpoint).absolute()), lazy=lazy)
+        except MountError as error:
+            complain(f"{error}{_who_is_busy(mountpoint, error)}")
+            code = code or error.exit_code
+    return code
+
+
+def _who_is_busy(mountpoint: str, error: MountError) -> str:
+    if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EBUSY:
+        return ""
+    from volfs.usage import mount_users
+
+    users = mount_users(os.path.realpath(mountpoint))
+    if not users:
+        return " by nobody that can be seen from here; --lazy unmounts nevertheless"
+    shown = "; ".join(str(user) for user in users[:_SHOWN])
+    more = f"; and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
+    return f": {shown}{more}"

@@ -1,0 +1,94 @@
+"""The commands for removed volumes: restore, prune."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+
+import click
+
+from volfs.cli.options import OptionError, parse_duration
+from volfs.cli.output import iso, json_option, local_time, print_json, print_table, printable
+from volfs.cli.scope import open_scope, scope_option
+from volfs.cli.volumes import describe
+
+
+@click.command()
+@scope_option
+@click.option("--as", "new_name", metavar="NEW", help="Restore it under another name.")
+@json_option
+@click.argument("which", metavar="NAME|ID")
+def restore(scope: str | None, new_name: str | None, as_json: bool, which: str) -> None:
+    """Bring a removed volume back, with its data, labels and options.
+
+    \b
+      volfs ls --removed
+      volfs restore web                  the newest removal of that name
+      volfs restore ID --as web-old      a certain one, beside a new web
+
+    Refused when a volume of that name exists: use --as.
+    """
+    with open_scope(scope) as opened:
+        volume = opened.driver.restore(which, new_name)
+        if as_json:
+            print_json(describe(volume))
+        else:
+            click.echo(f"restored {printable(volume.name)}")
+
+
+def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
+    try:
+        return None if text is None else parse_duration(text)
+    except OptionError as error:
+        raise click.BadParameter(str(error), ctx, param) from None
+
+
+@click.command()
+@scope_option
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--older-than",
+    callback=_duration,
+    metavar="DURATION",
+    help="Only what was removed longer ago than this, such as 12h or 7d.",
+)
+@json_option
+def prune(scope: str | None, yes: bool, older_than: float | None, as_json: bool) -> None:
+    """Empty the trash: delete removed volumes for good.
+
+    \b
+      volfs prune                          shows what would go, and asks
+      volfs prune --older-than 7d --yes    for scripts
+
+    Volumes that are there are never touched.
+    """
+    with open_scope(scope) as opened:
+        trash = opened.driver.trash
+        if yes:
+            purged = trash.purge(older_than=older_than)
+        else:
+            from datetime import UTC, datetime
+
+            entries = [
+                entry
+                for entry in trash.list()
+                if older_than is None
+                or (datetime.now(UTC) - entry.removed_at).total_seconds() > older_than
+            ]
+            if entries:
+                if as_json or not sys.stdin.isatty():
+                    raise click.UsageError("prune asks on a terminal only; use --yes")
+                print_table(
+                    ("NAME", "REMOVED", "ID"),
+                    ((e.name, local_time(e.removed_at), e.id) for e in entries),
+                )
+                click.confirm(f"Delete these {len(entries)} for good?", abort=True)
+            # What somebody else removes meanwhile was not shown, so it stays.
+            purged = trash.purge([entry.id for entry in entries])
+        if as_json:
+            print_json([asdict(e) | {"removed_at": iso(e.removed_at)} for e in purged])
+            return
+        for entry in purged:
+            click.echo(f"deleted {printable(entry.name)} ({entry.id})")
+        if not purged:
+            click.echo("nothing to delete")
