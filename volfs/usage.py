@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -40,7 +41,7 @@ class Holder:
     container: str | None = None
 
     def __str__(self) -> str:
-        what = {"reference": "reference", "mount": "mounted at", "open": "open file"}[self.kind]
+        what = {"reference": "reference", "mount": "mounted at", "open": "open"}[self.kind]
         by = f" by process {self.pid} ({self.command})" if self.pid is not None else ""
         where = f" in container {self.container[:12]}" if self.container else ""
         return f"{what} {self.detail}{by}{where}"
@@ -59,6 +60,27 @@ def open_holders(volume: Volume, scope: str) -> list[Holder]:
 def tree_mounts(scope: str) -> list[str]:
     """Return the mount points, in our own namespace, at which ``scope`` is served as a tree."""
     return [mount.point for mount in MountTable.of_process() if _is_tree(mount, scope)]
+
+
+def mount_users(point: str) -> list[Holder]:
+    """Return what keeps the mount at ``point``, in our own namespace, from being unmounted.
+
+    That is files open or mapped in it, working and root directories, and mounts on top of it.
+    """
+    space = next(_namespaces())
+    here = [mount for mount in space.mounts if mount.point == point]
+    if not here:
+        return []
+    users = [Holder("mount", mount.point) for mount in space.mounts if mount.parent == here[-1].id]
+    for pid in space.pids:
+        paths = dict.fromkeys(path for path, _ in _paths_of(pid, (point,)))
+        for link, what in (("cwd", "working directory"), ("root", "root directory")):
+            with suppress(OSError):
+                path = os.readlink(f"/proc/{pid}/{link}")
+                if is_inside(path, point):
+                    paths[f"{path} ({what})"] = None
+        users += [Holder("open", path, pid, _command(pid), _container(pid)) for path in paths]
+    return users
 
 
 def _is_ours(mount: Mount, scope: str) -> bool:

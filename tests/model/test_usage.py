@@ -249,7 +249,7 @@ def test_holder_reads_as_a_line() -> None:
     )
     assert str(Holder("reference", "web")) == "reference web"
     assert (
-        str(Holder("open", "/mnt/vol/f", 7, "tail")) == "open file /mnt/vol/f by process 7 (tail)"
+        str(Holder("open", "/mnt/vol/f", 7, "tail")) == "open /mnt/vol/f by process 7 (tail)"
     )
 
 
