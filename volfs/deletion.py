@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 from volfs.durable import DIRECTORY, opened, scanned
 
+_NOT_EMPTY = frozenset((errno.ENOTEMPTY, errno.EEXIST))  # rmdir(2) may answer either
 _TRIES = 16
 """How often a directory is emptied before it is left alone: somebody may be filling it."""
 
@@ -26,9 +27,9 @@ _TRIES = 16
 def delete_tree(name: str, *, dir_fd: int, stopping: Callable[[], bool]) -> bool:
     """Delete the directory ``name`` in ``dir_fd`` with all below it; return whether it is gone.
 
-    False means that ``stopping()`` turned true before the end. Raises the first OSError met
-    when something cannot be deleted (immutable, a mount point), after all else is deleted.
-    Symbolic links are deleted, never followed. Uses four descriptors at most.
+    False means that there is more to do: ``stopping()`` turned true, or somebody else is at work
+    in the tree. When something cannot be deleted (immutable, a mount point), the first OSError
+    met is raised after all else is deleted. Symbolic links are deleted, never followed.
     """
     try:
         with opened(name, dir_fd=dir_fd) as top:
@@ -40,9 +41,11 @@ def delete_tree(name: str, *, dir_fd: int, stopping: Callable[[], bool]) -> bool
     except _StoppedError:
         return False
     except OSError as error:
-        if error.errno == errno.ENOTEMPTY and deletion.problem is not None:
+        if error.errno not in _NOT_EMPTY:
+            raise
+        if deletion.problem is not None:
             raise deletion.problem from None
-        raise
+        return False
     return True
 
 
@@ -96,7 +99,7 @@ class _Deletion:
         except FileNotFoundError:
             return True
         except OSError as error:
-            if error.errno != errno.ENOTEMPTY:
+            if error.errno not in _NOT_EMPTY:
                 self._note(error)
             self._tries[moved] = self._tries.get(moved, 0) + 1 if progress else _TRIES
             return progress
@@ -135,7 +138,11 @@ class _Deletion:
             return os.open(name, DIRECTORY, dir_fd=self._top)
         # Root passes all permission checks. An owner passes only those that the mode grants.
         if os.geteuid() != 0 and os.fstat(fd).st_mode & 0o700 != 0o700:
-            os.fchmod(fd, 0o700)
+            try:
+                os.fchmod(fd, 0o700)
+            except OSError:
+                os.close(fd)
+                raise
         return fd
 
     def _make_accessible(self, name: str, dir_fd: int) -> None:

@@ -34,7 +34,7 @@ from volfs.errors import (
     VolumeInUseError,
     VolumeNotFoundError,
 )
-from volfs.scope import open_scope
+from volfs.scope import Scope
 from volfs.sidecar import Record
 from volfs.syscalls import RENAME_EXCHANGE, renameat2
 from volfs.trash import ATTEMPTS, DATA, VOLUME, Trash
@@ -125,14 +125,14 @@ class LocalDriver:
         self._keep_removed = keep_removed
         self._keep_free = keep_free
         self._root = f"{self.scope}/volumes"
-        self._volumes, trash = open_scope(self.scope)
-        self.trash = Trash(trash, f"{self.scope}/trash")
+        self._opened = Scope(self.scope)
+        self._volumes = self._opened.volumes.fd
+        self.trash = Trash(self._opened.trash)
 
     def close(self) -> None:
         """Give back the descriptors. No other call may be under way, none may follow."""
-        os.close(self._volumes)
+        self._opened.close()
         self._volumes = -1
-        self.trash.close()
 
     # Looking
 
@@ -151,7 +151,9 @@ class LocalDriver:
         with scanned(self._volumes) as entries:
             # d_type tells what is no directory without a system call for each entry.
             names = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        return sorted(name for name in names if _is_name(name) and self._data_mode(name))
+        return sorted(
+            name for name in names if _is_name(name) and _is_data(self._mode(f"{name}/{DATA}"))
+        )
 
     def list(self) -> list[LocalVolume]:
         """Return all volumes, sorted by name."""
@@ -180,18 +182,17 @@ class LocalDriver:
         An administrator can have made it a link to a directory elsewhere. The volume exists
         then also while that place does not, as when its disk is not mounted.
         """
+        mode = self._mode(f"{name}/{DATA}") if stat.S_ISDIR(self._mode(name)) else 0
+        return mode if _is_data(mode) else 0
+
+    def _mode(self, path: str) -> int:
+        """Return st_mode of something below the volumes directory, 0 when it is not there."""
         try:
-            if not stat.S_ISDIR(self._lstat(name).st_mode):
-                return 0
-            mode = self._lstat(f"{name}/{DATA}").st_mode
+            return os.stat(path, dir_fd=self._volumes, follow_symlinks=False).st_mode
         except OSError as error:
             if error.errno in _NO_VOLUME:
                 return 0
             raise
-        return mode if stat.S_ISDIR(mode) or stat.S_ISLNK(mode) else 0
-
-    def _lstat(self, name: str) -> os.stat_result:
-        return os.stat(name, dir_fd=self._volumes, follow_symlinks=False)
 
     # Coming
 
@@ -220,7 +221,7 @@ class LocalDriver:
             try:
                 self._make(name, record, whose)
             except VolumeExistsError:
-                if self._find(name) is None and not self._is_free(name):
+                if self._mode(name) and self._find(name) is None:
                     raise  # something that is no volume has the name
             except FileNotFoundError:
                 pass  # a housekeeper took the unpublished volume for a crash's leftover
@@ -244,6 +245,7 @@ class LocalDriver:
         return volume
 
     def _make(self, name: str, record: Record, owner: Owner) -> None:
+        self._opened.volumes.ensured()
         trash = self.trash
         staged = trash.new_name()
         os.mkdir(staged, 0o700, dir_fd=trash.fd)
@@ -299,19 +301,12 @@ class LocalDriver:
             # Two at a time could take away the volume that the faster one has published since.
             fcntl.flock(lock, fcntl.LOCK_EX)
             try:
-                if self._is_free(name) or self._data_mode(name):
+                if not self._mode(name) or self._data_mode(name):
                     return
                 id = self.trash.take(name, "held no volume", dir_fd=self._volumes)
             except FileNotFoundError:
                 return
         _log.info("%s/%s was no volume; it is now in %s", self._root, name, self.trash.place(id))
-
-    def _is_free(self, name: str) -> bool:
-        try:
-            self._lstat(name)
-        except FileNotFoundError:
-            return True
-        return False
 
     # Changing
 
@@ -342,7 +337,7 @@ class LocalDriver:
                 raise _mount_point(" or ".join(f"{self._root}/{name}" for name in names)) from None
             if error.errno != errno.ENOENT:
                 raise
-            gone = next((name for name in names if self._is_free(name)), names[0])
+            gone = next((name for name in names if not self._mode(name)), names[0])
             raise _not_found(gone) from None
         sync_directory(fd)
 
@@ -362,6 +357,8 @@ class LocalDriver:
                     sync_directory(fd)
             except FileNotFoundError:
                 continue  # the volume is gone, or a housekeeper took the file for a leftover
+            finally:
+                self.trash.discard(staged)
             return LocalVolume(self, name, found.path, record)
         raise OSError(errno.EAGAIN, f"volume {name!r} comes and goes too fast")
 
@@ -409,6 +406,7 @@ class LocalDriver:
         Raises VolumeNotFoundError when the trash has no such, VolumeExistsError when the name
         is taken, InvalidNameError.
         """
+        self._opened.volumes.ensured()
         entry = self.trash.find(which)
         name = check_name(entry.name if new_name is None else new_name)
         try:
@@ -437,6 +435,10 @@ def _give(fd: int, owner: Owner) -> None:
                 f"only root can make a volume that belongs to {owner.uid}:{owner.gid}",
             ) from None
     os.fchmod(fd, owner.mode)
+
+
+def _is_data(mode: int) -> bool:
+    return stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
 
 
 def _is_name(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -11,34 +12,94 @@ from volfs.durable import DIRECTORY, opened, sync_directory
 from volfs.errors import ScopeError
 
 
-def open_scope(scope: str) -> tuple[int, int | None]:
-    """Make what is missing of a scope, and return descriptors of its volumes and its trash.
+class ScopeDirectory:
+    """A directory of a scope: made if it is missing, made again if somebody deletes it."""
 
-    ``scope`` is a real absolute path. What is there keeps its mode and owner. There is no trash
-    (None) where it is missing on a read-only filesystem. Raises ScopeError.
-    """
-    try:
-        parent, name = os.path.split(scope)
-        Path(parent).mkdir(parents=True, exist_ok=True)
-        with opened(parent) as above:
-            top = _make_and_open(name or ".", above)
-    except OSError as error:
-        raise _refused(error, scope) from error
-    with ExitStack() as on_failure:
+    def __init__(self, scope: str, name: str, top: int) -> None:
+        """``top`` is a descriptor of the scope, which must outlive this."""
+        self.path = f"{scope}/{name}"
+        self.fd = _make_and_open(name, top)
+        self._name = name
+        self._top = top
+        self._lock = threading.Lock()
+
+    def ensured(self) -> int:
+        """Return a descriptor of the directory after seeing to it that it is still there.
+
+        Raises ScopeError when the whole scope was deleted.
+        """
+        if os.fstat(self.fd).st_nlink == 0:
+            with self._lock:
+                self._make_again()
+        return self.fd
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        os.close(self.fd)
+        self.fd = -1
+
+    def _make_again(self) -> None:
         try:
-            volumes = _make_and_open("volumes", top)
-            on_failure.callback(os.close, volumes)
-            _check_place("volumes", volumes, top, scope)
-            trash = _open_trash(top)
-            if trash is not None:
-                on_failure.callback(os.close, trash)
-                _check_place("trash", trash, top, scope)
+            fd = _make_and_open(self._name, self._top)
+        except FileNotFoundError:
+            raise ScopeError(f"{self.path} was deleted with its scope; start again") from None
+        # In one step: other threads are using the number.
+        os.dup2(fd, self.fd, inheritable=False)
+        os.close(fd)
+
+
+class Scope:
+    """The directories of a scope. ``path`` is its real absolute path.
+
+    There is no trash (None) where it is missing on a read-only filesystem.
+    """
+
+    path: str
+    volumes: ScopeDirectory
+    trash: ScopeDirectory | None
+
+    def __init__(self, path: str) -> None:
+        """Open a scope. What is missing of it is made, what is there keeps its mode and owner.
+
+        Raises ScopeError.
+        """
+        self.path = path
+        with ExitStack() as opened_here:
+            try:
+                self._open(opened_here)
+            except OSError as error:
+                raise _refused(error, path) from error
+            self._on_close = opened_here.pop_all()
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        self._on_close.close()
+
+    def _open(self, opened_here: ExitStack) -> None:
+        top = self._open_top()
+        opened_here.callback(os.close, top)
+        self.volumes = ScopeDirectory(self.path, "volumes", top)
+        opened_here.callback(self.volumes.close)
+        _check_place(self.volumes, top)
+        self.trash = None
+        try:
+            self.trash = ScopeDirectory(self.path, "trash", top)
         except OSError as error:
-            raise _refused(error, scope) from error
-        finally:
-            os.close(top)
-        on_failure.pop_all()
-    return volumes, trash
+            if error.errno != errno.EROFS:
+                raise
+            return
+        opened_here.callback(self.trash.close)
+        _check_place(self.trash, top)
+
+    def _open_top(self) -> int:
+        # Its parent is opened only to make it: one may be let through but not let look.
+        try:
+            return os.open(self.path, DIRECTORY)
+        except FileNotFoundError:
+            parent, name = os.path.split(self.path)
+            Path(parent).mkdir(parents=True, exist_ok=True)
+            with opened(parent) as above:
+                return _make_and_open(name, above)
 
 
 def _make_and_open(name: str, dir_fd: int) -> int:
@@ -55,20 +116,11 @@ def _make_and_open(name: str, dir_fd: int) -> int:
         return os.open(name, DIRECTORY, dir_fd=dir_fd)
 
 
-def _open_trash(top: int) -> int | None:
-    try:
-        return _make_and_open("trash", top)
-    except OSError as error:
-        if error.errno == errno.EROFS:
-            return None
-        raise
-
-
-def _check_place(name: str, fd: int, top: int, scope: str) -> None:
-    if _place(fd) != _place(top):
+def _check_place(directory: ScopeDirectory, top: int) -> None:
+    if _place(directory.fd) != _place(top):
         raise ScopeError(
-            f"{scope}/{name} is on another filesystem than {scope}, but volumes are moved into"
-            " the trash by a rename: mount the filesystem at the scope itself instead"
+            f"{directory.path} is on another filesystem than the scope, but volumes are moved"
+            " into the trash by a rename: mount the filesystem at the scope itself instead"
         )
 
 

@@ -23,6 +23,7 @@ import logging
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -31,7 +32,7 @@ from datetime import UTC, datetime
 from volfs.deletion import delete_tree
 from volfs.durable import opened, read_small, scanned, sync_directory, write_new
 from volfs.errors import VolumeNotFoundError
-from volfs.sidecar import parse_time
+from volfs.scope import ScopeDirectory
 
 DATA = "_data"
 VOLUME = "volume"
@@ -42,7 +43,8 @@ _log = logging.getLogger(__name__)
 _REMOVED = "removed.json"
 _NEW, _DOOMED, _EMPTY = ".new-", ".doomed-", ".empty-"
 _ID_TIME = "%Y%m%dT%H%M%S.%f"
-_ID = re.compile(r"(\d{8}T\d{6}\.\d{6})Z-[0-9a-f]{16}")
+_ID = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}", re.ASCII)
+_NO_TIME = datetime.min.replace(tzinfo=UTC)
 _LEFT_BEHIND = 60.0
 """Seconds after which unfinished work is taken for a crash's. Too early would do no harm:
 whoever is still at it finds its work gone, and begins anew."""
@@ -68,38 +70,26 @@ def never() -> bool:
 class Trash:
     """The trash of one scope. All methods are safe against other threads and processes."""
 
-    def __init__(self, fd: int | None, path: str) -> None:
-        """``fd`` is a descriptor of the directory ``path``, None where there cannot be one."""
-        self._maybe_fd = fd
-        self._path = path
+    def __init__(self, directory: ScopeDirectory | None) -> None:
+        """``directory`` is where it is, None in a read-only scope that has none."""
+        self._directory = directory
         self._stuck: dict[str, float] = {}
 
     @property
     def fd(self) -> int:
         """The trash's directory. Raises OSError(EROFS) in a read-only scope without one."""
-        if self._maybe_fd is None:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS), self._path)
-        return self._maybe_fd
-
-    def close(self) -> None:
-        """Give back the descriptor. No other call may be under way, none may follow."""
-        if self._maybe_fd is not None:
-            os.close(self._maybe_fd)
-            self._maybe_fd = None
+        if self._directory is None:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return self._directory.ensured()
 
     def place(self, id: str) -> str:
         """Return the path of an entry, for people to read."""
-        return f"{self._path}/{id}"
+        return f"{self._directory.path}/{id}" if self._directory else id
 
     def list(self) -> list[RemovedVolume]:
         """Return what can be restored, newest first."""
-        if self._maybe_fd is None:
-            return []
-        with scanned(self.fd) as entries:
-            ids = [entry.name for entry in entries if _ID.fullmatch(entry.name)]
-        found = (self._entry(id) for id in ids)
-        kept = [entry for entry in found if entry is not None and self._has_data(entry.id)]
-        return sorted(kept, key=lambda entry: (entry.removed_at, entry.id), reverse=True)
+        restorable = [id for id in reversed(self._ids()) if self._exists(f"{id}/{VOLUME}/{DATA}")]
+        return [entry for id in restorable if (entry := self._entry(id))]
 
     def find(self, which: str) -> RemovedVolume:
         """Return the entry with the id ``which``, else the newest removal of a volume so named.
@@ -139,7 +129,7 @@ class Trash:
                 # It is there, so it was the entry that somebody took for a crash's leftover.
             finally:
                 self.clear(id)
-        raise OSError(errno.EAGAIN, f"the trash does not keep still: {self._path}")
+        raise OSError(errno.EAGAIN, f"the trash does not keep still: {self.place('')}")
 
     def clear(self, id: str) -> None:
         """Remove an entry that holds no volume (any more); one that does is left as it is."""
@@ -170,11 +160,15 @@ class Trash:
         """Delete something prepared that is not needed, if it is still there."""
         doomed = _DOOMED + name.removeprefix(_NEW)
         try:
-            if not self._exists(name):
+            if not self._is_directory(name):
+                os.unlink(name, dir_fd=self.fd)
                 return
             # Renamed first: a volume that is half deleted must not be published.
             os.rename(name, doomed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except FileNotFoundError:
+            return
+        except OSError as error:
+            _log.debug("%s in the trash is left for the next round: %s", name, error)
             return
         self._delete(doomed, never)
 
@@ -193,24 +187,24 @@ class Trash:
         next housekeeping goes on with it. Raises VolumeNotFoundError, with nothing deleted, for
         an unknown id.
         """
-        entries = self.list()[::-1]
+        chosen = self._ids()
         if ids is not None:
             wanted = set(ids)
-            if unknown := wanted - {entry.id for entry in entries}:
+            if unknown := wanted.difference(chosen):
                 raise VolumeNotFoundError(f"not in the trash: {', '.join(sorted(unknown))}")
-            entries = [entry for entry in entries if entry.id in wanted]
+            chosen = [id for id in chosen if id in wanted]
         if older_than is not None:
             now = datetime.now(UTC)
-            entries = [
-                entry for entry in entries if (now - entry.removed_at).total_seconds() >= older_than
-            ]
+            chosen = [id for id in chosen if (now - _time_of(id)).total_seconds() >= older_than]
         purged = []
-        for entry in entries:
+        for id in chosen:
             if stopping():
                 break
-            if self._doom(entry.id):
+            # An entry without a volume belongs to a removal that is under way, or to a crash.
+            entry = self._entry(id) if self._exists(f"{id}/{VOLUME}") else None
+            if entry is not None and self._doom(id):
                 purged.append(entry)
-                self._delete(_DOOMED + entry.id, stopping)
+                self._delete(_DOOMED + id, stopping)
         return purged
 
     def housekeep(
@@ -221,17 +215,17 @@ class Trash:
         Due is what was removed ``keep_removed`` seconds ago, and the oldest entries while less
         than the fraction ``keep_free`` of the filesystem's blocks or inodes is free.
         """
-        if self._maybe_fd is None:
+        if self._directory is None or os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
             return
         self._clear_leftovers()
         self._finish(stopping)
         self.purge(older_than=keep_removed, stopping=stopping)
         while self._nearly_full(keep_free) and not stopping():
-            entries = self.list()
-            if not entries:
+            oldest = next((id for id in self._ids() if self._exists(f"{id}/{VOLUME}")), None)
+            if oldest is None:
                 break
-            _log.info("the filesystem is nearly full: %r goes early", entries[-1].name)
-            self.purge([entries[-1].id], stopping=stopping)
+            _log.info("the filesystem is nearly full: %s goes early", self.place(oldest))
+            self.purge([oldest], stopping=stopping)
 
     def _nearly_full(self, keep_free: float) -> bool:
         free = os.fstatvfs(self.fd)
@@ -241,24 +235,17 @@ class Trash:
     def _clear_leftovers(self) -> None:
         now = time.time()
         with scanned(self.fd) as found:
-            entries = list(found)
-            old = [entry.name for entry in entries if _is_older(entry, now - _LEFT_BEHIND)]
+            old = [entry.name for entry in found if _is_older(entry, now - _LEFT_BEHIND)]
         for name in old:
             try:
                 if name.startswith(_NEW):
-                    self._clear_prepared(name)
+                    self.discard(name)
                 elif name.startswith(_EMPTY):
                     self._clear_claimed(name)
                 elif _ID.fullmatch(name):
                     self.clear(name)
             except OSError as error:
                 _log.debug("%s in the trash is left for the next round: %s", name, error)
-
-    def _clear_prepared(self, name: str) -> None:
-        try:
-            os.unlink(name, dir_fd=self.fd)
-        except IsADirectoryError:
-            self.discard(name)
 
     def _finish(self, stopping: Callable[[], bool]) -> None:
         """Go on with deletions that were cut short."""
@@ -290,10 +277,9 @@ class Trash:
         except OSError as error:
             if doomed not in self._stuck:
                 _log.warning(
-                    "%s/%s cannot be deleted wholly: %s; what is left is tried again from time"
-                    " to time",
-                    self._path,
-                    doomed,
+                    "%s cannot be deleted wholly: %s; what is left is tried again from time to"
+                    " time",
+                    self.place(doomed),
                     error,
                 )
             self._stuck[doomed] = time.monotonic()
@@ -307,17 +293,19 @@ class Trash:
         try:
             record = json.loads(data or b"")
             name, by = record["name"], record["by"]
-            removed_at = parse_time(record["removed_at"])
-            if not (isinstance(name, str) and isinstance(by, str)) or removed_at is None:
+            if not (isinstance(name, str) and isinstance(by, str)):
                 raise ValueError
         except (ValueError, KeyError, TypeError):
             # Whatever happened to the record, the data can be had back by its id.
-            time_of_id = datetime.strptime(id.partition("Z")[0], _ID_TIME).replace(tzinfo=UTC)
-            return RemovedVolume(id, id, time_of_id, "")
-        return RemovedVolume(id, name, removed_at, by)
+            name, by = id, ""
+        return RemovedVolume(id, name, _time_of(id), by)
 
-    def _has_data(self, id: str) -> bool:
-        return self._exists(f"{id}/{VOLUME}/{DATA}")
+    def _ids(self) -> builtins.list[str]:
+        """Return the ids of all entries, those without a volume too, oldest first."""
+        if self._directory is None:
+            return []
+        with scanned(self.fd) as entries:
+            return sorted(entry.name for entry in entries if _time_of(entry.name) > _NO_TIME)
 
     def _exists(self, name: str) -> bool:
         try:
@@ -325,6 +313,19 @@ class Trash:
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
+
+    def _is_directory(self, name: str) -> bool:
+        return stat.S_ISDIR(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode)
+
+
+def _time_of(id: str) -> datetime:
+    """Return the time in an id, _NO_TIME when it is none."""
+    if not _ID.fullmatch(id):
+        return _NO_TIME
+    try:
+        return datetime.strptime(id.partition("Z")[0], _ID_TIME).replace(tzinfo=UTC)
+    except ValueError:  # month 13
+        return _NO_TIME
 
 
 def _is_older(entry: os.DirEntry[str], moment: float) -> bool:
