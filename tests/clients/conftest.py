@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import shutil
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.clients.programs import require, run
-from tests.clients.volumes import Mounted, VolumeDir
+from tests.clients.volumes import VolumeDir
+from tests.conftest import Mounted
 
 
 @pytest.fixture
-def mounted(mount: Callable[..., Mounted]) -> Mounted:
-    """A mounted tree without volumes."""
-    return mount()
-
-
-@pytest.fixture
-def volume(mounted: Mounted) -> VolumeDir:
+def volume(tree: Mounted) -> VolumeDir:
     """A volume called ``vol``, made by mkdir."""
-    return VolumeDir.make(mounted, "vol")
+    return VolumeDir.make(tree, "vol")
 
 
 @pytest.fixture(scope="session")

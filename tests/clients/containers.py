@@ -6,8 +6,8 @@ import os
 from functools import partial
 from pathlib import Path
 
-from tests.clients.programs import wait_for
 from tests.clients.volumes import VolumeDir
+from tests.conftest import wait_for
 
 ANSWER_TWICE = """
 for side in tree data; do

@@ -6,8 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
@@ -75,17 +74,6 @@ class Identity(TypedDict, total=False):
 def identity(user: int | None) -> Identity:
     """As whom a child runs: ``user`` and the group of that number, or ourselves for None."""
     return {} if user is None else {"user": user, "group": user, "extra_groups": []}
-
-
-def wait_for(
-    condition: Callable[[], bool], what: str, *, seconds: float = DEADLINE, every: float = 0.02
-) -> None:
-    """Poll until ``condition()`` holds; fail the test, naming ``what``, after ``seconds``."""
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            pytest.fail(f"waited {seconds:.0f} s in vain for {what}")
-        time.sleep(every)
 
 
 def end(process: subprocess.Popen[str], *, by: signal.Signals = signal.SIGKILL) -> int:

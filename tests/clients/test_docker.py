@@ -6,15 +6,16 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
-from tests.clients.programs import end, require, require_root, run, wait_for
-from tests.clients.volumes import Mounted, VolumeDir
+from tests.clients.programs import end, require, require_root, run
+from tests.clients.volumes import VolumeDir
+from tests.conftest import Mounted, wait_for
 
 IMAGE = "busybox:1"
 
@@ -80,8 +81,8 @@ def dockerd(tmp_path_factory: pytest.TempPathFactory, busybox_image: Path) -> It
 
 
 @pytest.fixture
-def docker(dockerd: Docker, mount: Callable[..., Mounted]) -> Iterator[Docker]:
-    # Asking for the mount here has the containers ended before it is.
+def docker(dockerd: Docker, tree: Mounted) -> Iterator[Docker]:
+    # Asking for the tree here has the containers ended before it is.
     yield dockerd
     dockerd.remove_all()
 
@@ -97,23 +98,23 @@ def test_container_and_host_share_a_volume(volume: VolumeDir, docker: Docker) ->
     volume.remove()
 
 
-def test_run_makes_a_missing_volume(mounted: Mounted, docker: Docker) -> None:
+def test_run_makes_a_missing_volume(tree: Mounted, docker: Docker) -> None:
     """dockerd makes the missing source of -v, and a directory in the tree is a volume."""
-    new = VolumeDir.at(mounted, "new")
+    new = VolumeDir.at(tree, "new")
     docker("run", "--rm", "--network=none", "-v", f"{new.path}:/data", IMAGE, "touch", "/data/file")
     assert (new.data / "file").exists()
-    assert os.listdir(mounted.mnt) == ["new"]
+    assert os.listdir(tree.mnt) == ["new"]
     new.remove()
 
 
-def test_name_that_cannot_be_a_volume(mounted: Mounted, docker: Docker) -> None:
+def test_name_that_cannot_be_a_volume(tree: Mounted, docker: Docker) -> None:
     """The refusal reaches the user, and no container runs on some other directory."""
-    source = mounted.mnt / ".hidden"
+    source = tree.mnt / ".hidden"
     printed = docker(
         *("run", "--rm", "--network=none", "-v", f"{source}:/data", IMAGE, "true"), fails=True
     )
     assert "invalid argument" in printed
-    assert os.listdir(mounted.mnt) == []
+    assert os.listdir(tree.mnt) == []
 
 
 def test_restarted_container_finds_its_data(volume: VolumeDir, docker: Docker) -> None:

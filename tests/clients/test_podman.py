@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
-from tests.clients.programs import require, require_root, run, wait_for
-from tests.clients.volumes import Mounted, VolumeDir
+from tests.clients.programs import require, require_root, run
+from tests.clients.volumes import VolumeDir
+from tests.conftest import Mounted, wait_for
 
 IMAGE = "localhost/busybox:1"
 
@@ -38,8 +39,8 @@ class Podman:
 
     def __call__(self, *words: str | os.PathLike[str], fails: bool = False) -> str:
         """Run a podman command and return what it printed."""
-        options = ["--root", self.base / "root", "--runroot", self.base / "run"]
-        options += ["--tmpdir", self.base / "tmp", "--storage-driver", "vfs"]
+        options = ["--root", str(self.base / "root"), "--runroot", str(self.base / "run")]
+        options += ["--tmpdir", str(self.base / "tmp"), "--storage-driver", "vfs"]
         environment = {"CONTAINERS_CONF": str(self.base / "containers.conf")}
         return run("podman", *options, *words, env=environment, fails=fails)
 
@@ -72,8 +73,8 @@ def podman_storage(
 
 
 @pytest.fixture
-def podman(podman_storage: Podman, mount: Callable[..., Mounted]) -> Iterator[Podman]:
-    # Asking for the mount here has the containers ended before it is.
+def podman(podman_storage: Podman, tree: Mounted) -> Iterator[Podman]:
+    # Asking for the tree here has the containers ended before it is.
     yield podman_storage
     podman_storage.remove_all()
 

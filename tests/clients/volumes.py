@@ -7,20 +7,11 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pytest
 
 from tests.clients.programs import run
-
-
-class Mounted(Protocol):
-    """A mounted tree, as the ``mount`` fixture returns it."""
-
-    @property
-    def mnt(self) -> Path: ...
-    @property
-    def scope(self) -> Path: ...
+from tests.conftest import Mounted
 
 
 @dataclass(frozen=True)
@@ -32,14 +23,13 @@ class VolumeDir:
     scope: Path
 
     @classmethod
-    def at(cls, mounted: Mounted, name: str) -> VolumeDir:
+    def at(cls, tree: Mounted, name: str) -> VolumeDir:
         """The volume of that name, existing or yet to be made."""
-        data = mounted.scope / "volumes" / name / "_data"
-        return cls(mounted.mnt / name, data, mounted.scope)
+        return cls(tree.mnt / name, tree.data(name), tree.scope)
 
     @classmethod
-    def make(cls, mounted: Mounted, name: str) -> VolumeDir:
-        volume = cls.at(mounted, name)
+    def make(cls, tree: Mounted, name: str) -> VolumeDir:
+        volume = cls.at(tree, name)
         volume.path.mkdir()
         assert volume.data.is_dir(), "mkdir in the tree makes the real data path"
         return volume
