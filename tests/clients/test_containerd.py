@@ -74,7 +74,7 @@ def test_container_and_host_share_a_volume(
     bind = f"type=bind,src={volume.path},dst=/data,options=rbind:rw"
     command = [*containerd.ctr, "run", "--rm", "--rootfs", "--mount", bind]
     container = subprocess.Popen(
-        [*command, str(busybox_root), "volfs-test", "sh", "-ec", ANSWER_TWICE],
+        [*command, str(busybox_root), "volfs-test", "/bin/sh", "-ec", ANSWER_TWICE],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -217,9 +217,7 @@ def test_benchmark_crash_and_recovery(postgres: Postgres, volume: VolumeDir) -> 
     state = postgres.program("pg_controldata", "-D", postgres.data)
     assert re.search(r"cluster state: +shut down$", state, re.MULTILINE)
 
-
-def test_others_cannot_read_the_cluster(postgres: Postgres) -> None:
-    """The directory's mode keeps other users out, and the server insists on that mode."""
+    # The directory's mode keeps others out, and the server insists on that mode.
     assert "Permission denied" in run("ls", postgres.data, user=1000, fails=True)
     postgres.data.chmod(0o755)
     refused = postgres.program("postgres", "-D", postgres.data, fails=True)
