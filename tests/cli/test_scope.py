@@ -1,0 +1,454 @@
+"""The commands that work on a scope: what they do, print, and end with."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import PROGRAM, ROOT, program, volfs
+from volfs import errors
+from volfs.cli import EXIT_CODES
+from volfs.errors import VolfsError
+
+
+COMMANDS = (
+    *("mount", "umount", "create", "rm", "ls", "inspect", "rename"),
+    *("restore", "prune", "df", "doctor"),
+)
+
+
+@pytest.fixture
+def scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A scope that commands find by themselves."""
+    path = tmp_path / "scope"
+    monkeypatch.setenv("VOLFS_SCOPE", str(path))
+    return path
+
+
+@pytest.fixture
+def web(scope: Path) -> Path:
+    """The data path of a volume ``web`` with a file in it."""
+    assert volfs("create", "web", "--label", "team=blue").code == 0
+    data = scope / "volumes/web/_data"
+    (data / "index.html").write_text("hello")
+    return data
+
+
+def names(*words: str) -> list[str]:
+    result = volfs("ls", "-q", *words)
+    assert result.code == 0
+    return result.out.splitlines()
+
+
+class TestCreate:
+    def test_makes_volumes_and_prints_their_names(self, scope: Path) -> None:
+        result = volfs("create", "b", "a", "vol1 (copy 1)")
+        assert (result.code, result.out, result.err) == (0, "b\na\nvol1 (copy 1)\n", "")
+        assert names() == ["a", "b", "vol1 (copy 1)"]
+        assert (scope / "volumes/a/_data").is_dir()
+
+    def test_again_is_success(self, web: Path) -> None:
+        assert volfs("create", "web").code == 0
+        assert (web / "index.html").exists()
+
+    def test_json(self, scope: Path) -> None:
+        (made,) = volfs("create", "--json", "--label", "a=1", "--label", "b", "x").json
+        assert made.pop("created_at").endswith("Z")
+        assert made == {
+            "name": "x",
+            "driver": "local",
+            "path": str(scope / "volumes/x/_data"),
+            "labels": {"a": "1", "b": ""},
+            "options": {},
+        }
+
+    def test_other_options_conflict(self, scope: Path) -> None:
+        assert volfs("create", "web", "--opt", "mode=0700").code == 0
+        result = volfs("create", "web", "--opt", "mode=0711")
+        assert result.code == 5
+        assert result.err.startswith("volfs: volume 'web'")
+
+    def test_unknown_option(self, scope: Path) -> None:
+        result = volfs("create", "web", "--opt", "color=red")
+        assert result.code == 3
+        assert "color" in result.err
+        assert names() == []
+
+    def test_one_bad_name_keeps_no_other_from_being_made(self, scope: Path) -> None:
+        result = volfs("create", "a", ".hidden", "b/c", "z")
+        assert result.code == 3
+        assert len(result.err.splitlines()) == 2
+        assert names() == ["a", "z"]
+
+    def test_a_name_of_dashes_goes_after_two_dashes(self, scope: Path) -> None:
+        assert volfs("create", "--", "-x").code == 3
+        assert volfs("create", "-x").code == 2
+
+    def test_no_key(self, scope: Path) -> None:
+        assert volfs("create", "x", "--label", "=1").code == 2
+
+
+class TestRemove:
+    def test_goes_to_the_trash_and_comes_back(self, web: Path) -> None:
+        result = volfs("rm", "web")
+        assert (result.code, result.out) == (
+            0,
+            "removed web (volfs restore web brings it back)\n",
+        )
+        assert names() == []
+        (entry,) = volfs("ls", "--removed", "--json").json
+        assert entry.keys() == {"id", "name", "removed_at", "by"}
+        assert entry["name"] == "web"
+        assert entry["by"].startswith("volfs rm by ")
+        assert volfs("restore", "web").out == "restored web\n"
+        assert (web / "index.html").read_text() == "hello"
+        assert volfs("inspect", "--json", "web").json[0]["labels"] == {"team": "blue"}
+
+    def test_the_way_back_names_the_scope_when_one_was_given(self, tmp_path: Path) -> None:
+        scope = tmp_path / "a scope"
+        assert volfs("create", "it's", "--scope", scope).code == 3
+        assert volfs("create", "a b", "--scope", scope).code == 0
+        result = volfs("rm", "--scope", scope, "a b")
+        assert result.out == (
+            f"removed a b (volfs restore --scope '{scope}' 'a b' brings it back)\n"
+        )
+
+    def test_missing(self, web: Path) -> None:
+        result = volfs("rm", "nope", "web")
+        assert result.code == 4
+        assert result.err == "volfs: no volume 'nope'\n"
+        assert names() == []
+
+    def test_only_empty(self, web: Path) -> None:
+        result = volfs("rm", "--empty", "web")
+        assert (result.code, result.err) == (6, "volfs: volume 'web' is not empty\n")
+        (web / "index.html").unlink()
+        assert volfs("rm", "--empty", "--json", "web").json == [{"name": "web"}]
+
+    def test_outside_the_scope(self, scope: Path, web: Path, tmp_path: Path) -> None:
+        web.rename(tmp_path / "elsewhere")
+        web.symlink_to(tmp_path / "elsewhere")
+        result = volfs("rm", "web")
+        assert result.code == 7
+        assert (tmp_path / "elsewhere/index.html").exists()
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
+    def test_in_use_says_by_whom(self, web: Path, tmp_path: Path) -> None:
+        (target := tmp_path / "target").mkdir()
+        subprocess.run(["mount", "--bind", web, target], check=True)
+        try:
+            result = volfs("rm", "web")
+            assert result.code == 6
+            assert result.err == f"volfs: volume 'web' is in use: mounted at {target}\n"
+            (found,) = volfs("inspect", "--json", "web").json
+            assert found["holders"] == [
+                {
+                    "kind": "mount",
+                    "detail": str(target),
+                    "pid": None,
+                    "command": "",
+                    "container": None,
+                }
+            ]
+            assert f"Used by: mounted at {target}\n" in volfs("inspect", "web").out
+            assert volfs("rename", "web", "other").code == 6
+        finally:
+            subprocess.run(["umount", target], check=True)
+        assert volfs("rm", "web").code == 0
+
+
+class TestList:
+    def test_to_a_pipe_it_is_plain(self, web: Path) -> None:
+        head, line = volfs("ls").out.splitlines()
+        assert head == "name\tdriver\tcreated\tlabels"
+        assert re.fullmatch(r"web\tlocal\t\d{4}-\d\d-\d\d \d\d:\d\d\tteam=blue", line)
+
+    def test_on_a_terminal_it_is_a_table(self, web: Path) -> None:
+        text, code = on_terminal("ls")
+        assert code == 0
+        assert re.search(r"NAME +DRIVER +CREATED +LABELS", text)
+        assert re.search(r"web +local +\d{4}-\d\d-\d\d \d\d:\d\d +team=blue", text)
+
+    def test_json(self, web: Path) -> None:
+        (found,) = volfs("ls", "--json").json
+        assert found.keys() == {"name", "driver", "path", "created_at", "labels", "options"}
+        assert found["path"] == str(web)
+
+    def test_a_volume_that_something_else_made(self, web: Path, scope: Path) -> None:
+        (scope / "volumes/bare/_data").mkdir(parents=True)
+        assert names() == ["bare", "web"]
+        assert volfs("ls", "--json").json[0]["created_at"] is None
+        assert volfs("ls").out.splitlines()[1] == "bare\tlocal\t-\t"
+
+    def test_terminal_controls_are_shown_escaped(self, scope: Path) -> None:
+        assert volfs("create", "x", "--label", "a=\x1b[31m\n").code == 0
+        assert "a=\\x1b[31m\\n" in volfs("ls").out
+
+    def test_no_scope_yet(self, scope: Path) -> None:
+        for command in ("ls", "df", "prune"):
+            result = volfs(command)
+            assert result.code == 9
+            assert "volfs create" in result.err
+        assert not scope.exists()
+
+    def test_a_reader_that_goes_away(self, web: Path) -> None:
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        done = subprocess.run(
+            [*PROGRAM, "ls"],
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
+        os.close(write_end)
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+class TestInspect:
+    def test_for_people(self, web: Path) -> None:
+        result = volfs("inspect", "web")
+        assert result.code == 0
+        lines = dict(re.findall(r"^(\w[\w ]*): +(.*)$", result.out, re.MULTILINE))
+        assert lines.pop("Created").startswith("20")
+        assert lines == {
+            "Name": "web",
+            "Driver": "local",
+            "Path": str(web),
+            "Labels": "team=blue",
+            "Options": "-",
+            "Used by": "nobody",
+        }
+
+    def test_json_of_what_is_there(self, web: Path) -> None:
+        result = volfs("inspect", "--json", "web", "nope")
+        assert result.code == 4
+        (found,) = result.json
+        assert found["holders"] == []
+        assert result.err == "volfs: no volume 'nope'\n"
+
+
+class TestRename:
+    def test_keeps_everything(self, web: Path, scope: Path) -> None:
+        result = volfs("rename", "web", "site")
+        assert (result.code, result.out) == (0, "")
+        assert names() == ["site"]
+        (found,) = volfs("ls", "--json").json
+        assert found["labels"] == {"team": "blue"}
+        assert Path(found["path"], "index.html").exists()
+
+    @pytest.mark.parametrize(
+        ("old", "new", "code"), [("web", "other", 5), ("nope", "x", 4), ("web", ".x", 3)]
+    )
+    def test_refusals(self, web: Path, old: str, new: str, code: int) -> None:
+        assert volfs("create", "other").code == 0
+        assert volfs("rename", old, new).code == code
+        assert names() == ["other", "web"]
+
+
+class TestRestore:
+    def test_by_id_under_another_name(self, web: Path) -> None:
+        volfs("rm", "web")
+        volfs("create", "web")
+        (entry,) = volfs("ls", "--removed", "--json").json
+        result = volfs("restore", "web")
+        assert result.code == 5
+        result = volfs("restore", entry["id"], "--as", "old", "--json")
+        assert result.code == 0
+        assert result.json["name"] == "old"
+        assert names() == ["old", "web"]
+        assert names("--removed") == []
+
+    def test_nothing_of_that_name(self, web: Path) -> None:
+        assert volfs("restore", "nope").code == 4
+
+
+class TestPrune:
+    def test_empties_the_trash_only(self, web: Path, scope: Path) -> None:
+        volfs("create", "gone")
+        volfs("rm", "gone")
+        (id,) = names("--removed")
+        result = volfs("prune", "--yes")
+        assert (result.code, result.out) == (0, f"deleted gone ({id})\n")
+        assert names("--removed") == []
+        assert list((scope / "trash").iterdir()) == []
+        assert names() == ["web"]
+        assert volfs("prune").out == "nothing to delete\n"
+        assert volfs("prune", "--yes", "--json").json == []
+
+    def test_keeps_what_is_younger(self, web: Path) -> None:
+        volfs("rm", "web")
+        assert volfs("prune", "--yes", "--older-than", "1h").out == "nothing to delete\n"
+        assert volfs("prune", "--older-than", "1h").out == "nothing to delete\n"
+        assert volfs("prune", "--yes", "--older-than", "0", "--json").json[0]["name"] == "web"
+
+    def test_without_a_terminal_nobody_can_be_asked(self, web: Path) -> None:
+        volfs("rm", "web")
+        result = program("prune")
+        assert result.code == 2
+        assert "--yes" in result.err
+        assert len(names("--removed")) == 1
+
+    def test_asks(self, web: Path) -> None:
+        volfs("rm", "web")
+        text, code = on_terminal("prune", answer="n\n")
+        assert "Delete these 1 for good?" in text
+        assert code == 130
+        assert len(names("--removed")) == 1
+        text, code = on_terminal("prune", answer="y\n")
+        assert "deleted web" in text
+        assert code == 0
+        assert names("--removed") == []
+
+    def test_bad_duration(self, web: Path) -> None:
+        assert volfs("prune", "--older-than", "soon").code == 2
+
+
+class TestDf:
+    def test_counts_blocks_and_hard_links_once(self, web: Path, scope: Path) -> None:
+        (web / "big").write_bytes(b"x" * 2**20)
+        os.link(web / "big", web / "same")
+        (web / "dir").mkdir()
+        (web / "link").symlink_to("/usr")
+        volfs("create", "gone")
+        (scope / "volumes/gone/_data/f").write_bytes(b"x" * 2**16)
+        volfs("rm", "gone")
+        found = volfs("df", "--json").json
+        assert found.keys() == {"scope", "filesystem", "volumes", "removed"}
+        assert found["scope"] == str(scope)
+        assert found["filesystem"].keys() == {"size", "used", "available"}
+        (volume,) = found["volumes"]
+        assert volume["entries"] == 5  # _data, index.html, big, dir, link
+        du = subprocess.check_output(["du", "-s", "-B1", web], text=True)
+        assert volume["size"] == int(du.split()[0])
+        (removed,) = found["removed"]
+        assert removed["name"] == "gone"
+        assert removed["size"] > 2**16
+
+    def test_for_people(self, web: Path) -> None:
+        result = volfs("df")
+        assert re.search(r"^web\t[\d.]+ KiB\t2\t$", result.out, re.MULTILINE)
+        assert "1 volumes take" in result.err
+
+
+class TestAll:
+    def test_every_error_has_its_documented_exit_code(self) -> None:
+        classes = [
+            value
+            for value in vars(errors).values()
+            if isinstance(value, type) and issubclass(value, VolfsError)
+        ]
+        assert len(classes) > 8
+        assert {cls.exit_code for cls in classes} | {0, 2, 130} == set(EXIT_CODES)
+        text = volfs_help("--help")
+        for code, meaning in EXIT_CODES.items():
+            assert f"{code}  {meaning}" in text
+
+    @pytest.mark.parametrize("command", COMMANDS)
+    def test_help_teaches_by_example(self, command: str) -> None:
+        assert f"\n  {command} " in volfs_help("--help")
+        text = volfs_help(command, "--help")
+        assert f"\n    volfs {command}" in text
+
+    def test_version(self) -> None:
+        assert volfs("--version").out == f"volfs, version {volfs_version()}\n"
+
+    @pytest.mark.parametrize("words", [["bogus"], ["ls", "--bogus"], ["rm"], ["rename", "a"]])
+    def test_wrong_usage(self, words: list[str]) -> None:
+        result = volfs(*words)
+        assert result.code == 2
+        assert result.out == ""
+        assert re.fullmatch(r"volfs: .*--help\)\n", result.err)
+
+    def test_the_scope_of_somebody_who_names_none(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from volfs.cli.scope import default_scope
+
+        monkeypatch.setattr(os, "geteuid", lambda: 0)
+        assert default_scope() == "/var/lib/volfs"
+        monkeypatch.setattr(os, "geteuid", lambda: 1000)
+        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+        assert default_scope() == str(tmp_path / "volfs")
+        monkeypatch.setenv("XDG_DATA_HOME", "relative")
+        monkeypatch.setenv("HOME", "/home/joe")
+        assert default_scope() == "/home/joe/.local/share/volfs"
+
+    def test_option_wins_over_environment(self, web: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other"
+        assert volfs("create", "--scope", other, "there").code == 0
+        assert names("--scope", str(other)) == ["there"]
+        assert names() == ["web"]
+
+    def test_a_scope_that_is_a_file(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        result = volfs("create", "x", "--scope", tmp_path / "file")
+        assert result.code == 9
+        assert len(result.err.splitlines()) == 1
+
+    def test_heavy_modules_are_left_out(self) -> None:
+        """What listing volumes need not wait for."""
+        script = (
+            "import sys; from volfs.cli import cli\n"
+            "try: cli.main(['ls'])\n"
+            "except SystemExit: pass\n"
+            "print(*sys.modules, file=sys.stderr)"
+        )
+        result = program("-c", script, command=PROGRAM[:1])
+        assert not {"pyfuse3", "trio", "rich"} & set(result.err.split())
+
+
+def volfs_help(*words: str) -> str:
+    result = volfs(*words)
+    assert (result.code, result.err) == (0, "")
+    return result.out
+
+
+def volfs_version() -> str:
+    import volfs as package
+
+    return package.__version__
+
+
+def on_terminal(*words: str, answer: str = "") -> tuple[str, int]:
+    """Run a command on a terminal of its own; return what it showed and its exit code."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, *words], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT
+    )
+    os.close(theirs)
+    os.write(ours, answer.encode())
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:
+        pass  # EIO: the other end is closed
+    finally:
+        os.close(ours)
+    return re.sub(r"\x1b\[[\d;]*m", "", shown.decode()), process.wait(30)
+
+
+def test_json_is_json_for_every_command(scope: Path) -> None:
+    for words in (
+        ["create", "a"],
+        ["ls"],
+        ["inspect", "a"],
+        ["rename", "a", "b"],
+        ["rm", "b"],
+        ["ls", "--removed"],
+        ["restore", "b"],
+        ["df"],
+        ["prune", "--yes"],
+        ["doctor"],
+    ):
+        result = volfs(*words, "--json")
+        assert result.code == 0, (words, result.err)
+        json.loads(result.out)
