@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -89,7 +90,16 @@ def _volfs(site: Site, caching: Caching) -> list[str]:
 def _bindfs(site: Site, caching: Caching) -> list[str]:
     t = caching.value
     options = f"attr_timeout={t},entry_timeout={t},negative_timeout={t}"
+    if _bindfs_has_fuse2():
+        # Else it is sent every write in pieces of 4 KiB; FUSE 3 knows only big ones.
+        options += ",big_writes"
     return ["bindfs", "-f", "-o", options, str(site.data.parent), str(site.mountpoint)]
+
+
+@cache
+def _bindfs_has_fuse2() -> bool:
+    done = subprocess.run(["bindfs", "--fuse-version"], capture_output=True, text=True, check=False)
+    return " version 2." in done.stdout
 
 
 def _mergerfs(site: Site, caching: Caching) -> list[str]:
@@ -152,15 +162,19 @@ def mounted(
 
 def _end(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
     """Unmount and wait for the daemon to end; by force if it will not."""
-    if _is_mountpoint(mountpoint) and not _unmount(mountpoint):
-        _await(lambda: _unmount(mountpoint), limit=3)
+    gone = unmount(mountpoint)
     try:
-        daemon.wait(timeout=0 if daemon.poll() is not None else 5)
+        daemon.wait(timeout=5 if gone else 0)
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
-    if _is_mountpoint(mountpoint):
-        _unmount(mountpoint, lazy=True)
+    if not gone:
+        _umount(mountpoint, "-l", "-z")
+
+
+def unmount(mountpoint: Path) -> bool:
+    """Unmount, trying again for 3 s while it is busy; True once nothing is mounted there."""
+    return _await(lambda: not _is_mountpoint(mountpoint) or _umount(mountpoint), limit=3)
 
 
 def _is_mountpoint(path: Path) -> bool:
@@ -169,11 +183,12 @@ def _is_mountpoint(path: Path) -> bool:
     return any(line.split()[4] == str(path) for line in lines)
 
 
-def _unmount(mountpoint: Path, *, lazy: bool = False) -> bool:
+def _umount(mountpoint: Path, lazy: str = "", lazy_as_user: str = "") -> bool:
     if os.geteuid() == 0:
-        command = ["umount", *(["-l"] if lazy else []), str(mountpoint)]
+        command = ["umount", lazy, str(mountpoint)]
     else:
-        command = ["fusermount3", "-u", *(["-z"] if lazy else []), str(mountpoint)]
+        command = ["fusermount3", "-u", lazy_as_user, str(mountpoint)]
+    command = [argument for argument in command if argument]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

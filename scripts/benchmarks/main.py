@@ -7,13 +7,9 @@ import json
 import os
 import platform
 import resource
-import shutil
-import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,7 +27,8 @@ from benchmarks.filesystems import (
     mounted,
 )
 from benchmarks.measure import Pinning, run_rounds, run_walks
-from benchmarks.workloads import MIB, WORKLOADS, Group, Sizes, Tools, Workload
+from benchmarks.workloads import MIB, WORKLOADS, Group, Sizes, Tools, Workload, run_client
+from benchmarks.workplace import workplace
 
 _DESCRIPTION = """\
 Measure volfs beside its peers and the bare directory, on this machine, in one run:
@@ -41,9 +38,10 @@ multiples of native."""
 
 _NOTES = """\
 how it is kept fair:
-  Every filesystem serves the same directories on the same backing filesystem, with the
-  same cache timeouts (0 s: each operation reaches the daemon; or 1 s), permissions
-  checked by the kernel, one thread, and its daemon pinned to the same processor.
+  Every filesystem serves the same directories on the same backing filesystem: for root
+  an ext4 image made for the run, else --dir itself. All have the same cache timeouts
+  (0 s: each operation reaches the daemon; or 1 s), permissions checked by the kernel,
+  one thread, and the daemon pinned to the same processor.
   Each measurement has a fresh mount and works on names that the mount has not seen,
   unless the line says "again" or "cached". Filesystems take turns within each workload.
   System calls are made by a C loop (client.c), so a time is the call and nothing else;
@@ -103,7 +101,8 @@ def _parser() -> argparse.ArgumentParser:
         help="client and daemon on two processors (default), on one, or one run of each",
     )
     add("--inodes", type=int, metavar="N", help="files in the tree walked (default 100,000)")
-    add("--dir", type=Path, default=Path("/tmp"), help="where to work, about 1 GiB (default /tmp)")
+    add("--dir", type=Path, default=Path("/tmp"), help="where to work (default /tmp; needs 2 GiB)")
+    add("--in-place", action="store_true", help="work in --dir itself, not in an image made there")
     add("--json", type=Path, metavar="FILE", help="write all figures to FILE")
     add("--chart", type=Path, metavar="FILE.svg", help="draw the ratios (needs matplotlib)")
     add("--show", type=Path, metavar="FILE", help="no run: print and draw FILE, from --json")
@@ -137,8 +136,9 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     sizes = _sizes(options)
     rounds = options.rounds or (2 if options.quick else 5)
     inodes = options.inodes or (20_000 if options.quick else 100_000)
+    in_place = options.in_place or os.geteuid() != 0
     requirements.require(
-        _programs(filesystems, workloads),
+        _programs(filesystems, workloads) | (set() if in_place else {"mkfs.ext4"}),
         libfuse="passthrough_ll" in chosen,
         install=options.install,
     )
@@ -146,7 +146,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
-    with _workplace(options.dir) as place, console.status("") as status:
+    with workplace(options.dir, in_place=in_place) as place, console.status("") as status:
         site, tools = _prepare(place, filesystems, workloads, sizes)
         pinnings = _pinnings(options.pin)
         runs = []
@@ -194,22 +194,6 @@ def _programs(filesystems: Sequence[FileSystem], workloads: Sequence[Workload]) 
     return programs
 
 
-@contextmanager
-def _workplace(parent: Path) -> Iterator[Path]:
-    """A directory of the run's own, removed at the end, also when told to terminate."""
-
-    def terminate(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    previous = signal.signal(signal.SIGTERM, terminate)
-    place = Path(tempfile.mkdtemp(prefix="volfs-bench-", dir=parent.resolve()))
-    try:
-        yield place
-    finally:
-        shutil.rmtree(place)
-        signal.signal(signal.SIGTERM, previous)
-
-
 def _prepare(
     place: Path, filesystems: Sequence[FileSystem], workloads: Sequence[Workload], sizes: Sizes
 ) -> tuple[Site, Tools]:
@@ -234,6 +218,9 @@ def _prepare(
             raise BenchError(f"mkdir in volfs's root made no {site.data}")
     else:
         site.data.mkdir(parents=True)
+    # A new filesystem is slower where no inode has been used yet; let no one measure that.
+    for operation in ("create", "unlink", "mkdir", "rmdir"):
+        run_client(tools, site.data, operation, sizes.listing)
     return site, tools
 
 
@@ -265,9 +252,16 @@ def _machine(place: Path, chosen: set[str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "processors": os.cpu_count(),
         "model": model[0] if model else platform.machine(),
-        "backing": _first_line(["stat", "-f", "-c", "%T", str(place)]),
+        "backing": _backing(place),
         "versions": {name: _first_line(versions[name]) for name in sorted(asked)},
     }
+
+
+def _backing(place: Path) -> str | None:
+    """Type and mount options of the filesystem everything works on."""
+    command = ["findmnt", "-n", "-o", "FSTYPE,OPTIONS", "-T", str(place)]
+    line = _first_line(command)
+    return " ".join(line.split()) if line else None
 
 
 def _first_line(command: Sequence[str]) -> str | None:

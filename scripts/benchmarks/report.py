@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -99,11 +100,12 @@ def _show_run(run: Json, console: Console) -> None:
     if not run["workloads"]:
         return
     names = list(run["workloads"][0]["filesystems"])
-    table = Table(
-        title=f"Time as a multiple of native, client on processor {run['client_cpu']}, "
-        f"daemon on {run['daemon_cpu']} (medians; lower is better)",
-        title_justify="left",
+    console.print(
+        f"Time as a multiple of native, lower is better. Client on processor "
+        f"{run['client_cpu']}, daemon on {run['daemon_cpu']}.",
+        highlight=False,
     )
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     table.add_column("native", justify="right", no_wrap=True)
     peers = [name for name in names if name != BASE]
@@ -140,7 +142,8 @@ def _add_mean(table: Table, run: Json, group: str, peers: Sequence[str]) -> None
 
 def _show_walk(walk: Json, console: Console) -> None:
     entries = max(figures["entries"] for figures in walk.values())
-    table = Table(title=f"Walk of {entries:,} entries with stat", title_justify="left")
+    console.print(f"Walk of {entries:,} entries with stat", highlight=False)
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("", no_wrap=True)
     for heading in ("µs per entry", "memory per inode", "open descriptors"):
         table.add_column(heading, justify="right")
@@ -171,4 +174,4 @@ def duration(us: float | None, unit: str) -> str:
         return "–"
     if unit == "run":
         return f"{us / 1000:.0f} ms"
-    return f"{us:.2f} µs" if us < 10 else f"{us:.1f} µs"
+    return f"{us:.2f} µs" if us < 10 else f"{us:.0f} µs"

@@ -19,6 +19,7 @@ _PACKAGES = {
     "gcc": "gcc",
     "pkg-config": "pkg-config",
     "umount": "mount",
+    "mkfs.ext4": "e2fsprogs",
     "fusermount3": "fuse3",
 }
 _EXAMPLES = Path("usr/share/doc/libfuse3-dev/examples")

@@ -19,12 +19,15 @@ TIME_LIMIT = 300.0
 
 
 class Group(Enum):
-    """Workloads that belong together; the value is the heading they are shown under."""
+    """Workloads that belong together; the value is the heading they are shown under.
 
-    UNCACHED = "Metadata, uncached (timeouts 0 s)"
-    CACHED = "Metadata, cached (timeouts 1 s)"
-    FILES = "Files (timeouts 1 s)"
-    DATA = "One open file (timeouts 1 s)"
+    ``UNCACHED`` runs with timeouts of 0 s, the others with 1 s.
+    """
+
+    UNCACHED = "Metadata, uncached"
+    CACHED = "Metadata, cached"
+    FILES = "Files"
+    DATA = "One open file"
 
 
 @dataclass(frozen=True, slots=True)
