@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -32,6 +33,51 @@ def wait_for(condition: Callable[[], object], what: str, deadline: float = DEADL
         if time.monotonic() > end:
             pytest.fail(f"waited {deadline} s in vain for {what}")
         time.sleep(0.01)
+
+
+def as_user(uid: int, call: Callable[[], object], *, gid: int | None = None) -> None:
+    """Run ``call`` in a child process as this user, with no other groups.
+
+    An OSError there is raised here with the same errno; anything else fails the test.
+    """
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        answer = "?"
+        try:
+            os.setgroups([])
+            os.setgid(uid if gid is None else gid)
+            os.setuid(uid)
+            call()
+            answer = "0"
+        except OSError as error:
+            answer = str(error.errno)
+        except BaseException as error:  # noqa: BLE001  (the parent fails with it)
+            answer = repr(error)
+        finally:
+            os.write(writing, answer.encode())
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        answer = pipe.read()
+    os.waitpid(pid, 0)
+    assert answer.isdigit(), f"as user {uid}: {answer}"
+    if answer != "0":
+        raise OSError(int(answer), os.strerror(int(answer)))
+
+
+def volfs(scope: Path, *arguments: str) -> str:
+    """Run a ``volfs`` command on a scope and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "volfs", *arguments],
+        env={**os.environ, "VOLFS_SCOPE": str(scope)},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @dataclass
@@ -139,22 +185,38 @@ class MountFactory(Protocol):
     ) -> Mounted: ...
 
 
-@pytest.fixture
-def workspace() -> Iterator[Path]:
+@contextmanager
+def open_workspace() -> Iterator[Path]:
     """A directory on the disk that every user can reach, removed afterwards."""
     path = Path(tempfile.mkdtemp(prefix="volfs-test-", dir="/tmp"))
     path.chmod(0o755)
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture
+def workspace() -> Iterator[Path]:
+    """A directory on the disk that every user can reach, removed afterwards."""
+    with open_workspace() as path:
+        yield path
 
 
 @pytest.fixture
 def mount(request: pytest.FixtureRequest, workspace: Path) -> Iterator[MountFactory]:
     """A factory of mounts; every daemon it started is stopped and checked at the end."""
+    allow_warnings = request.node.get_closest_marker("allow_warnings") is not None
+    with mounting(workspace, allow_warnings=allow_warnings) as start:
+        yield start
+
+
+@contextmanager
+def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[MountFactory]:
+    """The factory that the ``mount`` fixture gives, for fixtures that live longer than a test."""
     if not os.path.exists("/dev/fuse"):
         pytest.skip("no /dev/fuse on this machine")
     started: list[Mounted] = []
-    allow_warnings = request.node.get_closest_marker("allow_warnings") is not None
 
     def start(
         *,
@@ -205,13 +267,15 @@ def mount(request: pytest.FixtureRequest, workspace: Path) -> Iterator[MountFact
             os.stat(mnt)  # answered once it serves
         return mounted
 
-    yield start
-    failures = []
-    for mounted in reversed(started):
-        try:
-            mounted.stop()
-        except AssertionError as error:
-            failures.append(str(error))
+    try:
+        yield start
+    finally:
+        failures = []
+        for mounted in reversed(started):
+            try:
+                mounted.stop()
+            except AssertionError as error:
+                failures.append(str(error))
     assert not failures, "\n".join(failures)
 
 
