@@ -20,6 +20,8 @@ from collections.abc import Callable
 from volfs.durable import DIRECTORY, opened, scanned
 
 _NOT_EMPTY = frozenset((errno.ENOTEMPTY, errno.EEXIST))  # rmdir(2) may answer either
+_AHEAD = 1024
+"""How many directories are remembered that were moved up; others are met again by listing."""
 _TRIES = 16
 """How often a directory is emptied before it is left alone: somebody may be filling it."""
 
@@ -62,6 +64,7 @@ class _Deletion:
         self._device = os.fstat(top).st_dev
         self._stopping = stopping
         self._tries: dict[str, int] = {}  # only of what did not go at the first try
+        self._ahead: list[str] = []
         self._prefix = f"{secrets.token_hex(4)}-"
         self._moved = 0
 
@@ -83,6 +86,8 @@ class _Deletion:
                     progress = True
                 else:
                     self._tries[entry.name] = _TRIES
+                while self._ahead:
+                    progress |= self._delete_directory(self._ahead.pop())
         return progress
 
     def _delete_directory(self, name: str) -> bool:
@@ -118,11 +123,14 @@ class _Deletion:
             if os.fstat(fd).st_dev != self._device:
                 self._note(OSError(errno.EBUSY, "a filesystem is mounted here", name))
                 return False
-            with scanned(fd) as entries:
+            with os.scandir(fd) as entries:
                 for entry in entries:
                     self._give_way()
                     if entry.is_dir(follow_symlinks=False):
-                        progress |= self._move_up(entry.name, fd) is not None
+                        moved = self._move_up(entry.name, fd)
+                        progress |= moved is not None
+                        if moved is not None and len(self._ahead) < _AHEAD:
+                            self._ahead.append(moved)
                     else:
                         progress |= self._unlink(entry.name, fd)
         finally:

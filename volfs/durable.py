@@ -72,8 +72,11 @@ def read_small(name: str, limit: int, *, dir_fd: int) -> bytes | None:
         if error.errno in NO_ENTRY:
             return None
         raise
-    with os.fdopen(fd, "rb") as file:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        status = os.fstat(fd)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
             return None
-        data = file.read(limit + 1)
-    return data if len(data) <= limit else None
+        with os.fdopen(fd, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(fd)

@@ -194,6 +194,10 @@ class LocalDriver:
                 return 0
             raise
 
+    def _mount_point(self, *names: str) -> VolumeInUseError:
+        places = " or ".join(f"{self._root}/{name}" for name in names)
+        return VolumeInUseError(f"a filesystem is mounted at {places}; unmount it first")
+
     # Coming
 
     def create(
@@ -286,7 +290,8 @@ class LocalDriver:
                             f"volume name {name!r} is too long for the filesystem of the scope"
                         ) from None
                     case errno.EBUSY:
-                        raise _mount_point(f"{self._root}/{name}") from None
+                        places = (name,) if dir_fd != self._volumes else (source, name)
+                        raise self._mount_point(*places) from None
                 raise
             sync_directory(self._volumes)
             return
@@ -334,7 +339,7 @@ class LocalDriver:
             renameat2(fd, os.fsencode(names[0]), fd, os.fsencode(names[1]), RENAME_EXCHANGE)
         except OSError as error:
             if error.errno == errno.EBUSY:
-                raise _mount_point(" or ".join(f"{self._root}/{name}" for name in names)) from None
+                raise self._mount_point(*names) from None
             if error.errno != errno.ENOENT:
                 raise
             gone = next((name for name in names if not self._mode(name)), names[0])
@@ -384,7 +389,7 @@ class LocalDriver:
             raise _not_found(name) from None
         except OSError as error:
             if error.errno == errno.EBUSY:
-                raise _mount_point(f"{self._root}/{name}") from None
+                raise self._mount_point(name) from None
             raise
 
     def _require_inside(self, name: str) -> None:
@@ -455,7 +460,3 @@ def _not_found(name: str) -> VolumeNotFoundError:
 
 def _exists(name: str) -> VolumeExistsError:
     return VolumeExistsError(f"volume {name!r} exists already")
-
-
-def _mount_point(place: str) -> VolumeInUseError:
-    return VolumeInUseError(f"a filesystem is mounted at {place}; unmount it first")

@@ -1,0 +1,45 @@
+"""Scopes and drivers for the tests of the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.model.scopes import OpenDriver, age, hidden_entries
+from volfs.local import LocalDriver
+
+
+@pytest.fixture
+def scope(workspace: Path) -> Path:
+    """A place for a scope, which is not there yet, that every user can reach."""
+    return workspace / "scope"
+
+
+@pytest.fixture
+def open_driver(scope: Path) -> Iterator[OpenDriver]:
+    """Open the scope. At the end nothing may be left of any work, and no descriptor."""
+    before = len(os.listdir("/proc/self/fd"))
+    opened: list[LocalDriver] = []
+
+    def open_it(*, keep_removed: float = 86400.0, keep_free: float = 0.0) -> LocalDriver:
+        driver = LocalDriver(scope, keep_removed=keep_removed, keep_free=keep_free)
+        opened.append(driver)
+        return driver
+
+    yield open_it
+    if opened and scope.exists():
+        age(scope)
+        open_it().housekeep(lambda: False)
+        assert hidden_entries(scope) == []
+    for driver in opened:
+        driver.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def driver(open_driver: OpenDriver) -> LocalDriver:
+    """A driver of the scope that keeps what is removed, however full the disk is."""
+    return open_driver()
