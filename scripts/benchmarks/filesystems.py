@@ -162,19 +162,18 @@ def mounted(
 
 def _end(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
     """Unmount and wait for the daemon to end; by force if it will not."""
-    gone = unmount(mountpoint)
+    unmount(mountpoint)
     try:
-        daemon.wait(timeout=5 if gone else 0)
+        daemon.wait(timeout=5)
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
-    if not gone:
+
+
+def unmount(mountpoint: Path) -> None:
+    """Unmount if mounted, trying for 3 s while it is busy, then lazily."""
+    if not _await(lambda: not _is_mountpoint(mountpoint) or _umount(mountpoint), limit=3):
         _umount(mountpoint, "-l", "-z")
-
-
-def unmount(mountpoint: Path) -> bool:
-    """Unmount, trying again for 3 s while it is busy; True once nothing is mounted there."""
-    return _await(lambda: not _is_mountpoint(mountpoint) or _umount(mountpoint), limit=3)
 
 
 def _is_mountpoint(path: Path) -> bool:
