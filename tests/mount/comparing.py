@@ -1,0 +1,56 @@
+"""The same operation in the tree and in a plain directory of the same disk."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def outcome(call: Callable[[], T]) -> T | str:
+    """What ``call`` returns, or the name of the errno it fails with."""
+    try:
+        return call()
+    except OSError as error:
+        assert error.errno is not None, error
+        return errno.errorcode[error.errno]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A directory in the tree, the same one behind the mount, and a plain one elsewhere.
+
+    ``native`` is on the same filesystem as ``data``, so that it says what is right.
+    """
+
+    mounted: Path
+    data: Path
+    native: Path
+
+    def same(self, operation: Callable[[Path], T]) -> T | str:
+        """Run ``operation`` on the plain directory and in the tree; the outcomes must be equal."""
+        expected = outcome(lambda: operation(self.native))
+        found = outcome(lambda: operation(self.mounted))
+        assert found == expected
+        return expected
+
+    def chmod(self, mode: int) -> None:
+        """Set the mode of both directories."""
+        self.native.chmod(mode)
+        self.mounted.chmod(mode)
+
+    def chown(self, uid: int, gid: int) -> None:
+        """Set the owner of both directories."""
+        os.chown(self.native, uid, gid)
+        os.chown(self.mounted, uid, gid)
+
+
+def owned(path: Path | str) -> tuple[str, int, int]:
+    """Mode in octal, owner and group of what is at ``path`` itself."""
+    status = os.lstat(path)
+    return oct(status.st_mode), status.st_uid, status.st_gid
