@@ -7,8 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stderr, redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,22 @@ from volfs.cli import cli
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = [sys.executable, "-m", "volfs"]
 HELPER = [sys.executable, "-c", "from volfs.cli.fstab import main; main()"]
+AS_USER = """
+import os, sys
+import trio, volfs.cli, volfs.cli.daemon, volfs.cli.machine, volfs.cli.mounting
+import volfs.cli.volumes, volfs.fs.session, volfs.local, volfs.store
+from volfs.syscalls import prctl
+uid = int(sys.argv.pop(1))
+os.setgroups([])
+os.setgid(uid)
+os.setuid(uid)
+PR_SET_DUMPABLE = 4
+prctl(PR_SET_DUMPABLE, 1)
+os.environ["HOME"] = "/nonexistent"
+volfs.cli.main()
+"""
+"""Becomes a user after the imports: the interpreter may lie where only root can read it.
+What execve(2) would have done for /proc/self, prctl does."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +66,10 @@ def program(
     environment: Mapping[str, str] | None = None,
     user: int | None = None,
 ) -> Result:
-    """Run a command as a program."""
+    """Run a command as a program, by default ``volfs``. With ``user``, ``command`` is only what
+    comes before a ``volfs`` that runs as that user."""
+    if user is not None:
+        command = [*command, sys.executable, "-c", AS_USER, str(user)]
     done = subprocess.run(
         [*command, *map(str, words)],
         capture_output=True,
@@ -58,10 +77,32 @@ def program(
         stdin=subprocess.DEVNULL,
         cwd=ROOT,
         env={**os.environ, **(environment or {})},
-        user=user,
-        group=user,
-        extra_groups=None if user is None else [],
         check=False,
         timeout=60,
     )
     return Result(done.returncode, done.stdout, done.stderr)
+
+
+@contextmanager
+def process(*command: str | Path, cwd: Path | None = None) -> Iterator[int]:
+    """A process that has said "ready" and lives until the end; its pid."""
+    child = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=cwd
+    )
+    assert child.stdin and child.stdout
+    try:
+        assert child.stdout.readline() == "ready\n"
+        yield child.pid
+    finally:
+        child.stdin.close()
+        child.wait()
+        child.stdout.close()
+
+
+def shell(script: str) -> tuple[str, ...]:
+    return ("sh", "-ec", f"{script}\necho ready; read x || true")
+
+
+def elsewhere(script: str) -> tuple[str, ...]:
+    """The same in a mount namespace of its own."""
+    return ("unshare", "--mount", "--propagation", "private", *shell(script))

@@ -16,7 +16,6 @@ from volfs import errors
 from volfs.cli import EXIT_CODES
 from volfs.errors import VolfsError
 
-
 COMMANDS = (
     *("mount", "umount", "create", "rm", "ls", "inspect", "rename"),
     *("restore", "prune", "df", "doctor"),

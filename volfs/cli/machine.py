@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import gzip
 import importlib.metadata
-import importlib.util
 import os
 import platform
 import re
@@ -106,8 +106,6 @@ def _kernel() -> Finding:
 
 def _kernel_option(name: str) -> bool | None:
     """Tell whether the kernel was built with an option; None where nothing says."""
-    import gzip
-
     for path in (f"/boot/config-{platform.release()}", "/proc/config.gz"):
         with suppress(OSError):
             data = Path(path).read_bytes()

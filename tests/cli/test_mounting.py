@@ -1,0 +1,371 @@
+"""mount and umount as programs: the background, the foreground, and every refusal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import PROGRAM, ROOT, Result, elsewhere, process, program
+from tests.conftest import NOBODY, Mounted, MountFactory, is_mounted, wait_for
+from volfs import syscalls
+from volfs.usage import tree_mounts
+
+pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="these mount as root")
+
+
+@dataclass
+class Background:
+    """Places for a mount whose daemon is in the background."""
+
+    scope: Path
+    mnt: Path
+    log: Path
+
+    def mount(self, *words: str) -> Result:
+        return program("mount", self.scope, self.mnt, "--log-file", self.log, *words)
+
+    def daemon(self) -> int:
+        """The daemon's process id; fails when there is none."""
+        (pid,) = self.daemons()
+        return pid
+
+    def daemons(self) -> list[int]:
+        found = []
+        for entry in os.listdir("/proc"):
+            if entry.isdigit():
+                try:
+                    words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                except OSError:
+                    continue
+                if b"mount" in words and os.fsencode(self.mnt) in words:
+                    found.append(int(entry))
+        return found
+
+    def ended(self) -> bool:
+        return not self.daemons()
+
+
+@pytest.fixture
+def place(workspace: Path) -> Iterator[Background]:
+    """An empty scope and mount point. What is mounted there in the end is unmounted."""
+    place = Background(workspace / "scope", workspace / "mnt", workspace / "log")
+    place.mnt.mkdir()
+    yield place
+    while is_mounted(place.mnt):
+        syscalls.umount2(os.fsencode(place.mnt), syscalls.MNT_DETACH)
+    for pid in place.daemons():
+        os.kill(pid, signal.SIGTERM)
+    wait_for(place.ended, "the daemon's end")
+
+
+class TestBackground:
+    def test_serves_when_the_command_returns(self, place: Background) -> None:
+        result = place.mount()
+        assert (result.code, result.out, result.err) == (0, "", "")
+        (place.mnt / "vol").mkdir()
+        assert (place.scope / "volumes/vol/_data").is_dir()
+        assert tree_mounts(str(place.scope)) == [str(place.mnt)]
+
+    def test_the_daemon_is_nobodys_child(self, place: Background) -> None:
+        assert place.mount().code == 0
+        pid = place.daemon()
+        assert os.getsid(pid) == pid
+        assert os.readlink(f"/proc/{pid}/cwd") == "/"
+        assert os.readlink(f"/proc/{pid}/fd/0") == os.devnull
+        for fd in (1, 2):
+            assert os.readlink(f"/proc/{pid}/fd/{fd}") == str(place.log)
+        assert place.log.read_text() == ""
+        assert stat.S_IMODE(place.log.stat().st_mode) & 0o137 == 0
+
+    def test_umount_ends_it(self, place: Background) -> None:
+        assert place.mount().code == 0
+        result = program("umount", place.mnt)
+        assert (result.code, result.out, result.err) == (0, "", "")
+        assert not is_mounted(place.mnt)
+        wait_for(place.ended, "the daemon's end")
+        assert place.mount().code == 0, "and it can be mounted again"
+
+    def test_sigterm_ends_it(self, place: Background) -> None:
+        assert place.mount().code == 0
+        os.kill(place.daemon(), signal.SIGTERM)
+        wait_for(place.ended, "the daemon's end")
+        assert not is_mounted(place.mnt)
+
+    def test_relative_places(self, place: Background) -> None:
+        done = subprocess.run(
+            [*PROGRAM, "mount", "--log-file", "log", "scope", "mnt"],
+            cwd=place.mnt.parent,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+        assert done.returncode == 0
+        assert tree_mounts(str(place.scope)) == [str(place.mnt)]
+        assert place.log.exists()
+        syscalls.umount2(os.fsencode(place.mnt))
+        wait_for(lambda: not daemons_of("mnt", place.mnt.parent), "the daemon's end")
+
+    def test_scope_by_environment_or_option(self, place: Background) -> None:
+        log = ["--log-file", str(place.log)]
+        result = program("mount", place.mnt, *log, environment={"VOLFS_SCOPE": str(place.scope)})
+        assert result.code == 0
+        assert tree_mounts(str(place.scope)) == [str(place.mnt)]
+        assert program("umount", place.mnt).code == 0
+        wait_for(place.ended, "the daemon's end")
+        assert program("mount", "--scope", place.scope, place.mnt, *log).code == 0
+        assert tree_mounts(str(place.scope)) == [str(place.mnt)]
+
+    def test_logs_what_it_is_told_to(self, place: Background) -> None:
+        assert place.mount("--verbose").code == 0
+        line = r"\d{4}-\d\d-\d\d [\d:,]+ INFO volfs\.\S+: .+"
+        assert re.search(line, place.log.read_text())
+
+    def test_options_reach_the_mount(self, place: Background) -> None:
+        (place.scope / "volumes/vol/_data").mkdir(parents=True)
+        result = place.mount("--ro", "--root-mode", "0711", "-o", "root-owner=5:6,noexec")
+        assert result.code == 0
+        status = place.mnt.stat()
+        assert stat.S_IMODE(status.st_mode) == 0o711
+        assert (status.st_uid, status.st_gid) == (5, 6)
+        flags = os.statvfs(place.mnt).f_flag
+        assert flags & os.ST_RDONLY
+        assert flags & os.ST_NOEXEC
+        assert flags & os.ST_NOSUID
+        assert flags & os.ST_NODEV
+        with pytest.raises(OSError, match="Read-only"):
+            (place.mnt / "new").mkdir()
+
+    def test_keep_removed(self, place: Background) -> None:
+        assert place.mount("--keep-removed", "0").code == 0
+        (place.mnt / "vol").mkdir()
+        (place.mnt / "vol/file").touch()
+        (place.mnt / "vol").rmdir()
+        trash = place.scope / "trash"
+        wait_for(lambda: not list(trash.iterdir()), "the trash to be emptied")
+
+
+def daemons_of(mountpoint: str, cwd: Path) -> list[str]:
+    """Processes of a mount that was named relative to ``cwd``."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+                log = os.readlink(f"/proc/{entry}/fd/2")
+            except OSError:
+                continue
+            if mountpoint.encode() in words and log == str(cwd / "log"):
+                found.append(entry)
+    return found
+
+
+def is_dead(mountpoint: Path) -> bool:
+    try:
+        mountpoint.stat()
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
+
+
+class TestRefusals:
+    def refused(self, place: Background, result: Result, why: str, code: int = 10) -> None:
+        assert result.code == code
+        assert result.out == ""
+        assert re.fullmatch(rf"volfs: .*{why}.*\n", result.err), result.err
+        wait_for(place.ended, "the daemon's end")
+
+    def test_no_mount_point(self, place: Background) -> None:
+        place.mnt.rmdir()
+        self.refused(place, place.mount(), "does not exist: create it")
+        assert not place.scope.exists(), "nothing is made for a mount that cannot be"
+        place.mnt.mkdir()
+
+    def test_mount_point_is_a_file(self, place: Background) -> None:
+        place.mnt.rmdir()
+        place.mnt.touch()
+        self.refused(place, place.mount(), "not a directory")
+        place.mnt.unlink()
+        place.mnt.mkdir()
+
+    def test_mount_point_is_not_empty(self, place: Background) -> None:
+        (place.mnt / "file").touch()
+        self.refused(place, place.mount(), "not empty")
+
+    def test_mounted_already(self, place: Background) -> None:
+        assert place.mount().code == 0
+        result = place.mount()
+        assert result.code == 10
+        assert "mount point already" in result.err
+        assert len(tree_mounts(str(place.scope))) == 1
+
+    def test_scope_inside_the_mount(self, place: Background) -> None:
+        place.scope = place.mnt / "scope"
+        self.refused(place, place.mount(), "inside the mount point")
+
+    def test_scope_that_cannot_be(self, place: Background) -> None:
+        place.scope.touch()
+        self.refused(place, place.mount(), "scope", code=9)
+
+    def test_log_that_cannot_be(self, place: Background) -> None:
+        place.log.mkdir()
+        self.refused(place, place.mount(), "cannot write the log .*--log-file")
+
+    def test_log_that_is_a_link(self, place: Background) -> None:
+        (other := place.log.parent / "other").touch()
+        place.log.symlink_to(other)
+        self.refused(place, place.mount(), "cannot write the log")
+
+    def test_no_device(self, place: Background) -> None:
+        """In a mount namespace that has nothing in /dev but null."""
+        script = 'mount -t tmpfs none /dev; mknod -m 666 /dev/null c 1 3; exec "$@"'
+        namespace = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh"]
+        words = ("mount", place.scope, place.mnt, "--log-file", place.log)
+        result = program(*words, command=[*namespace, *PROGRAM])
+        self.refused(place, result, "/dev/fuse is missing: .*modprobe fuse")
+        result = program("doctor", command=[*namespace, *PROGRAM])
+        assert result.code == 1
+        assert re.search(r"!! /dev/fuse .*\n +fix: sudo modprobe fuse", result.out)
+
+    def test_no_permission_to_mount(self, place: Background) -> None:
+        command = ["setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-all", *PROGRAM]
+        words = ("mount", place.scope, place.mnt, "--log-file", place.log)
+        result = program(*words, command=command)
+        self.refused(place, result, "cannot mount")
+        result = program("doctor", "--json", command=command)
+        assert result.code == 1
+        (found,) = (f for f in result.json["findings"] if f["name"] == "mounting")
+        assert found["status"] == "missing"
+        assert "SYS_ADMIN" in found["fix"]
+
+    def test_dead_mount(self, place: Background) -> None:
+        assert place.mount().code == 0
+        os.kill(place.daemon(), signal.SIGKILL)
+        wait_for(place.ended, "the daemon's end")
+        wait_for(lambda: is_dead(place.mnt), "what the kernel knows of it to time out")
+        result = place.mount()
+        assert result.code == 10
+        assert f"volfs umount {place.mnt}" in result.err
+        assert program("umount", place.mnt).code == 0
+        assert place.mount().code == 0
+
+    @pytest.mark.parametrize(
+        ("words", "why"),
+        [
+            (["-o", "bogus"], "unknown mount option 'bogus' .*cache="),
+            (["--cache", "sometimes"], "none of never, auto, always"),
+            (["--bogus"], "--bogus"),
+            (["third"], "a scope and a mount point"),
+            (["--scope", "/x"], "either by --scope or"),
+        ],
+    )
+    def test_wrong_usage(self, place: Background, words: list[str], why: str) -> None:
+        self.refused(place, place.mount(*words), why, code=2)
+
+
+class TestUmount:
+    def test_busy_says_who(self, tree: Mounted) -> None:
+        (tree.mnt / "vol").mkdir()
+        with (tree.mnt / "vol/file").open("w"):
+            result = program("umount", tree.mnt)
+            assert result.code == 10
+            who = f"open {tree.mnt}/vol/file by process {os.getpid()} "
+            assert who in result.err
+            assert is_mounted(tree.mnt)
+        child = subprocess.Popen(["sleep", "100"], cwd=tree.mnt / "vol")
+        try:
+            result = program("umount", tree.mnt)
+            assert f"{tree.mnt}/vol (working directory) by process {child.pid} " in result.err
+        finally:
+            child.kill()
+            child.wait()
+        assert program("umount", tree.mnt).code == 0
+        assert tree.process.wait(20) == 0
+
+    def test_lazy(self, tree: Mounted) -> None:
+        (tree.mnt / "vol").mkdir()
+        with (tree.mnt / "vol/file").open("w") as file:
+            assert program("umount", "--lazy", tree.mnt).code == 0
+            assert not is_mounted(tree.mnt)
+            file.write("still served")
+            file.flush()
+        assert tree.process.wait(20) == 0
+        assert (tree.data("vol") / "file").read_text() == "still served"
+
+    def test_nothing_there(self, workspace: Path, tree: Mounted) -> None:
+        result = program("umount", workspace, tree.mnt)
+        assert result.code == 10
+        assert re.fullmatch(r"volfs: cannot unmount .*\n", result.err)
+        assert not is_mounted(tree.mnt), "the others are unmounted all the same"
+        assert tree.process.wait(20) == 0
+
+
+class TestForeground:
+    @pytest.mark.parametrize("abstract", [False, True])
+    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+    def test_tells_the_service_manager(
+        self, mount: MountFactory, workspace: Path, abstract: bool, number: int
+    ) -> None:
+        address = f"\0volfs-test-{os.getpid()}" if abstract else str(workspace / "notify")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+            manager.bind(address)
+            manager.settimeout(20)
+            shown = "@" + address[1:] if abstract else address
+            tree = mount(environment={"NOTIFY_SOCKET": shown})
+            told = manager.recv(4096).decode().splitlines()
+            assert told[0] == "READY=1"
+            os.listdir(tree.mnt)
+            tree.process.send_signal(number)
+            assert manager.recv(4096) == b"STOPPING=1"
+        assert tree.process.wait(20) == 0
+        assert not is_mounted(tree.mnt)
+
+    @pytest.mark.allow_warnings
+    def test_a_manager_that_is_gone(self, mount: MountFactory, workspace: Path) -> None:
+        tree = mount(environment={"NOTIFY_SOCKET": str(workspace / "nobody")})
+        (tree.mnt / "vol").mkdir()
+        assert "the service manager cannot be told" in tree.log
+
+    def test_says_why_it_ends(self, place: Background) -> None:
+        result = program("mount", "-f", place.scope, place.mnt / "nowhere")
+        assert result.code == 10
+        assert re.fullmatch(r"volfs: mount point .*\n", result.err)
+
+
+def test_another_user_in_the_background(place: Background) -> None:
+    """Through fusermount3, with the device open to all as udev makes it."""
+    place.scope.mkdir()
+    for path in (place.scope, place.mnt):
+        os.chown(path, NOBODY, NOBODY)
+    place.log.touch()
+    os.chown(place.log, NOBODY, NOBODY)
+    device = place.mnt.parent / "fuse"
+    script = f"mknod -m 666 '{device}' c 10 229; mount --bind '{device}' /dev/fuse"
+    with process(*elsewhere(script)) as namespace:
+        there = ["nsenter", f"--mount=/proc/{namespace}/ns/mnt", f"--wd={ROOT}", "--"]
+        words = ("mount", place.scope, place.mnt, "--log-file", place.log)
+        result = program(*words, command=there, user=NOBODY)
+        assert (result.code, result.err) == (0, "")
+        user = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+        script = f"mkdir '{place.mnt}/vol' && echo x >'{place.mnt}/vol/file'"
+        subprocess.run(
+            [*there, "setpriv", *user, "sh", "-ec", script],
+            check=True,
+        )
+        assert (place.scope / "volumes/vol/_data/file").stat().st_uid == NOBODY
+        result = program("ls", "-q", "--scope", place.scope, command=there, user=NOBODY)
+        assert result.out == "vol\n"
+        result = program("doctor", command=there, user=NOBODY)
+        assert "ok mounting     works, by fusermount3" in result.out, result
+        result = program("umount", place.mnt, command=there, user=NOBODY)
+        assert (result.code, result.err) == (0, "")
+        wait_for(place.ended, "the daemon's end")
+    assert place.log.read_text() == ""
