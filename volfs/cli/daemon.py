@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
-from volfs.cli.output import complain
 from volfs.errors import MountError, VolfsError
 
 if TYPE_CHECKING:
     from volfs.cli.options import MountRequest
 
-_STOPPED = 1
+_READY = b"ready"
+_log = logging.getLogger(__name__)
 
 
 def serve(scope: str, mountpoint: str, request: MountRequest, ready: Callable[[], None]) -> None:
@@ -45,7 +45,7 @@ def serve(scope: str, mountpoint: str, request: MountRequest, ready: Callable[[]
 
 
 def run_in_foreground(scope: str, mountpoint: str, request: MountRequest, level: int) -> None:
-    """Serve here, logging to standard error and telling the service manager."""
+    """Serve here, logging to standard error and telling the service manager: see ``serve``."""
     log_to_stderr(level, stamp=False)
     try:
         serve(scope, mountpoint, request, lambda: notify(f"READY=1\nSTATUS=Serving {scope}"))
@@ -53,11 +53,11 @@ def run_in_foreground(scope: str, mountpoint: str, request: MountRequest, level:
         notify("STOPPING=1")
 
 
-def run_in_background(scope: str, mountpoint: str, request: MountRequest, level: int) -> int:
-    """Start a daemon, and return 0 once its tree answers, else complain and return the exit code.
+def run_in_background(scope: str, mountpoint: str, request: MountRequest, level: int) -> None:
+    """Start a daemon, and return once its tree answers. Raises what kept it from that.
 
-    The daemon has a session of its own and survives the terminal. In the daemon, this returns
-    when it is done.
+    The daemon has a session of its own and survives the terminal. In the daemon, this never
+    returns.
     """
     log = Path(request.log_file) if request.log_file else default_log()
     read_end, write_end = os.pipe()
@@ -74,45 +74,50 @@ def run_in_background(scope: str, mountpoint: str, request: MountRequest, level:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGTERM)
         raise
-    if not answer:
-        _, status = os.waitpid(child, 0)
-        code = os.waitstatus_to_exitcode(status)
-        why = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-        complain(f"the daemon {why} before the tree was mounted; its log is {log}")
-        return MountError.exit_code
-    told = json.loads(answer)
-    if told["message"]:
-        os.waitpid(child, 0)
-        complain(told["message"])
-    return int(told["code"])
+    if answer == _READY:
+        return
+    _, status = os.waitpid(child, 0)
+    if answer:
+        told = json.loads(answer)
+        raise _error_of(told["code"])(told["message"])
+    code = os.waitstatus_to_exitcode(status)
+    why = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
+    raise MountError(f"the daemon {why} before the tree was mounted; its log is {log}")
+
+
+def _error_of(code: int) -> type[VolfsError]:
+    classes = (cls for cls in VolfsError.__subclasses__() if cls.exit_code == code)
+    return next(classes, VolfsError)
 
 
 def _run_child(
     scope: str, mountpoint: str, request: MountRequest, level: int, log: Path, pipe: int
 ) -> NoReturn:
-    def tell(code: int, message: str = "") -> None:
+    def tell(answer: bytes) -> None:
         nonlocal pipe
-        if pipe >= 0:
-            os.write(pipe, json.dumps({"code": code, "message": message}).encode())
-            os.close(pipe)
-            pipe = -1
+        os.write(pipe, answer)
+        os.close(pipe)
+        pipe = -1
 
+    failure: VolfsError | None = None
     try:
         _leave_terminal(log)
         log_to_stderr(level, stamp=True)
         # A working directory would keep its filesystem from being unmounted.
         os.chdir("/")
-        serve(scope, mountpoint, request, lambda: tell(0))
+        serve(scope, mountpoint, request, lambda: tell(_READY))
     except VolfsError as error:
-        if pipe < 0:
-            logging.getLogger(__name__).error("%s", error)
-        tell(error.exit_code, str(error))
-        sys.exit(error.exit_code)
-    except BaseException as error:
-        logging.getLogger(__name__).exception("the daemon failed")
-        tell(_STOPPED, f"the daemon failed: {error!r}; its log is {log}")
-        sys.exit(_STOPPED)
-    sys.exit(0)
+        failure = error
+    except Exception as error:
+        _log.exception("the daemon failed")
+        failure = VolfsError(f"the daemon failed: {error!r}; its log is {log}")
+    if failure is None:
+        sys.exit(0)
+    if pipe >= 0:
+        tell(json.dumps({"code": failure.exit_code, "message": str(failure)}).encode())
+    else:
+        _log.error("%s", failure)
+    sys.exit(failure.exit_code)
 
 
 def _leave_terminal(log: Path) -> None:
@@ -160,4 +165,4 @@ def notify(state: str) -> None:
             sender.connect(target)
             sender.sendall(state.encode())
     except OSError as error:
-        logging.getLogger(__name__).warning("the service manager cannot be told: %s", error)
+        _log.warning("the service manager cannot be told: %s", error)

@@ -87,7 +87,7 @@ def run(argv: list[str]) -> int:
     from volfs.cli import daemon
 
     try:
-        code = daemon.run_in_background(
+        daemon.run_in_background(
             str(Path(places[0]).absolute()),
             str(Path(places[1]).absolute()),
             request,
@@ -97,7 +97,7 @@ def run(argv: list[str]) -> int:
         return _complain(str(error), _FAILED)
     except OSError as error:
         return _complain(f"{error.strerror}: {error.filename}", _FAILED)
-    return _FAILED if code else _DONE
+    return _DONE
 
 
 def _complain(message: str, code: int) -> int:

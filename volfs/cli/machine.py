@@ -116,7 +116,11 @@ def _kernel_option(name: str) -> bool | None:
 
 def _device() -> Finding:
     try:
-        os.close(os.open(_FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC))
+        fd = os.open(_FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        real = stat.S_ISCHR(os.fstat(fd).st_mode)
+        os.close(fd)
+        if not real:
+            raise OSError(errno.ENODEV, "is no device")
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
             fix = "sudo modprobe fuse (in a container: start it with --device /dev/fuse)"

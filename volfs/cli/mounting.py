@@ -33,7 +33,7 @@ def mount(
     debug: bool,
     places: tuple[str, ...],
     **fields: object,
-) -> int:
+) -> None:
     """Serve a scope as a tree of volumes.
 
     \b
@@ -68,14 +68,11 @@ def mount(
     request = request_of(o, fields)
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     start = daemon.run_in_foreground if foreground else daemon.run_in_background
-    return (
-        start(
-            str(Path(scope or default_scope()).absolute()),
-            str(Path(mountpoint).absolute()),
-            request,
-            level,
-        )
-        or 0
+    start(
+        str(Path(scope or default_scope()).absolute()),
+        str(Path(mountpoint).absolute()),
+        request,
+        level,
     )
 
 
