@@ -4,21 +4,35 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def outcome(call: Callable[[], T]) -> T | str:
+def outcome(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | str:
     """What ``call`` returns, or the name of the errno it fails with."""
     try:
-        return call()
+        return call(*args, **kwargs)
     except OSError as error:
         assert error.errno is not None, error
         return errno.errorcode[error.errno]
+
+
+def differences(expected: object, found: object) -> Iterator[tuple[object, object]]:
+    """The smallest parts of two results that differ."""
+    if (
+        isinstance(expected, list | tuple)
+        and isinstance(found, list | tuple)
+        and len(expected) == len(found)
+    ):
+        for pair in zip(expected, found, strict=True):
+            yield from differences(*pair)
+    elif expected != found:
+        yield expected, found
 
 
 @dataclass(frozen=True)
@@ -34,9 +48,10 @@ class Pair:
 
     def same(self, operation: Callable[[Path], T]) -> T | str:
         """Run ``operation`` on the plain directory and in the tree; the outcomes must be equal."""
-        expected = outcome(lambda: operation(self.native))
-        found = outcome(lambda: operation(self.mounted))
-        assert found == expected
+        expected = outcome(operation, self.native)
+        found = outcome(operation, self.mounted)
+        different = list(differences(expected, found))
+        assert not different, "\n".join(f"native {a!r}, mounted {b!r}" for a, b in different)
         return expected
 
     def chmod(self, mode: int) -> None:
