@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +13,21 @@ import pytest
 from tests.model.scopes import OpenDriver, age, hidden_entries
 from volfs.local import LocalDriver
 
+MEMORY = Path("/dev/shm")
+
 
 @pytest.fixture
 def scope(workspace: Path) -> Path:
     """A place for a scope, which is not there yet, that every user can reach."""
     return workspace / "scope"
+
+
+@pytest.fixture
+def quick_scope() -> Iterator[Path]:
+    """As ``scope``, in memory where there is such a place: for tests that sync very often."""
+    directory = tempfile.mkdtemp(prefix="volfs-test-", dir=MEMORY if MEMORY.is_dir() else None)
+    yield Path(directory, "scope")
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

@@ -19,12 +19,17 @@ import pytest
 
 from tests.model.children import Child
 from tests.model.scopes import age, contents, hidden_entries, removed_contents, write
-from volfs import local
+from volfs import naming
 from volfs.errors import VolumeExistsError, VolumeNotFoundError
 from volfs.local import LocalDriver
 from volfs.volume import Owner
 
 CHANGING = ("mkdir", "rename", "open", "write", "fsync", "fchown", "fchmod", "unlink", "rmdir")
+
+
+@pytest.fixture
+def scope(quick_scope: Path) -> Path:
+    return quick_scope
 
 
 def never() -> bool:
@@ -123,7 +128,7 @@ def killed_before(number: int, operation: Callable[[LocalDriver], None], scope: 
 
             return counting
 
-        for module, names in ((os, CHANGING), (local, ("renameat2",))):
+        for module, names in ((os, CHANGING), (naming, ("renameat2",))):
             for name in names:
                 setattr(module, name, wrapped(getattr(module, name)))
         operation(driver)

@@ -22,6 +22,11 @@ from volfs.local import LocalDriver
 NAMES = ("a", "b", "c")
 
 
+@pytest.fixture
+def scope(quick_scope: Path) -> Path:
+    return quick_scope
+
+
 def never() -> bool:
     return False
 

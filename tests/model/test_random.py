@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.model.conftest import MEMORY
 from tests.model.scopes import age, contents, hidden_entries, removed_contents, write
 from volfs.errors import VolumeExistsError, VolumeInUseError, VolumeNotFoundError
 from volfs.local import LocalDriver
@@ -23,7 +24,9 @@ class Scope(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.directory = Path(tempfile.mkdtemp(prefix="volfs-random-"))
+        self.directory = Path(
+            tempfile.mkdtemp(prefix="volfs-test-", dir=MEMORY if MEMORY.is_dir() else None)
+        )
         self.volumes: dict[str, str] = {}
         self.removed: list[tuple[str, str]] = []
         self.references: dict[str, set[str]] = {}
