@@ -1,9 +1,9 @@
 /* One kind of system call in a tight loop, timed from outside the loop.
  *
- *     client OPERATION COUNT [PASSES [WARM-UPS]]
+ *     client OPERATION COUNT [PASSES]
  *
- * works in the current directory on the names n0, n1, ... n(COUNT-1), PASSES times over, after
- * WARM-UPS untimed passes, and prints "NANOSECONDS CALLS". Any call that fails ends it with 1.
+ * works in the current directory on the names n0, n1, ... n(COUNT-1), PASSES times over, and
+ * prints "NANOSECONDS CALLS". Any call that fails ends it with 1.
  */
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -121,7 +121,7 @@ static long long now(void)
 int main(int argc, char **argv)
 {
     const struct operation *op = NULL;
-    long count, passes, warm, pass, i;
+    long count, passes, pass, i;
     long long start;
     char (*names)[NAME];
 
@@ -129,28 +129,22 @@ int main(int argc, char **argv)
         if (!strcmp(argv[1], operations[i].name))
             op = &operations[i];
     if (!op) {
-        fprintf(stderr, "usage: client OPERATION COUNT [PASSES [WARM-UPS]]\n");
+        fprintf(stderr, "usage: client OPERATION COUNT [PASSES]\n");
         return 2;
     }
     count = atol(argv[2]);
     passes = argc > 3 ? atol(argv[3]) : 1;
-    warm = argc > 4 ? atol(argv[4]) : 0;
     names = calloc(count + 1, NAME);
     for (i = 0; i < count; i++)
         snprintf(names[i], NAME, "n%ld", i);
 
     start = now();
-    for (pass = -warm; pass < passes; pass++) {
-        if (pass == 0) {
-            entries = 0;
-            start = now();
-        }
+    for (pass = 0; pass < passes; pass++)
         for (i = 0; i < (op->per_entry ? 1 : count); i++)
             if (op->call(names[i])) {
                 fprintf(stderr, "%s %s: %s\n", op->name, names[i], strerror(errno));
                 return 1;
             }
-    }
     printf("%lld %ld\n", now() - start, op->per_entry ? entries : count * passes);
     return 0;
 }

@@ -96,6 +96,8 @@ def _measure(
         workload.prepare(tools, directory)
     try:
         with mounted(fs, site, workload.caching, pinning.daemon) as place:
+            if workload.warm_up:
+                workload.warm_up(tools, place.data / name)
             before = place.daemon_ns()
             timing = workload.run(tools, place.data / name)
             return timing, place.daemon_ns() - before

@@ -101,11 +101,11 @@ def _show_run(run: Json, console: Console) -> None:
         return
     names = list(run["workloads"][0]["filesystems"])
     console.print(
-        f"Time as a multiple of native, lower is better. Client on processor "
-        f"{run['client_cpu']}, daemon on {run['daemon_cpu']}.",
+        f"Times native, lower is better; client on processor {run['client_cpu']}, "
+        f"daemon on {run['daemon_cpu']}",
         highlight=False,
     )
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("native", justify="right", no_wrap=True)
     peers = [name for name in names if name != BASE]
@@ -131,7 +131,7 @@ def _show_run(run: Json, console: Console) -> None:
             if value is not None and fs not in (OURS, BASE)
         )
         if against:
-            console.print(f"{heading}: volfs takes {against} (geometric mean)", highlight=False)
+            console.print(f"{heading}: volfs takes {against}", highlight=False)
 
 
 def _add_mean(table: Table, run: Json, group: str, peers: Sequence[str]) -> None:
@@ -143,7 +143,7 @@ def _add_mean(table: Table, run: Json, group: str, peers: Sequence[str]) -> None
 def _show_walk(walk: Json, console: Console) -> None:
     entries = max(figures["entries"] for figures in walk.values())
     console.print(f"Walk of {entries:,} entries with stat", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     for heading in ("µs per entry", "memory per inode", "open descriptors"):
         table.add_column(heading, justify="right")
