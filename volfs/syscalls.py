@@ -60,6 +60,12 @@ def renameat2(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int) ->
         raise _fail(dst)
 
 
+def syncfs(fd: int) -> None:
+    """syncfs(2): write what the filesystem that ``fd`` is on has not yet written."""
+    if _libc.syncfs(c_int(fd)) != 0:
+        raise _fail()
+
+
 class _Timespec(ctypes.Structure):
     _fields_ = (("sec", c_long), ("nsec", c_long))
 

@@ -33,6 +33,7 @@ from volfs.deletion import delete_tree
 from volfs.durable import opened, read_small, scanned, sync_directory, write_new
 from volfs.errors import VolumeNotFoundError
 from volfs.scope import ScopeDirectory
+from volfs.syscalls import syncfs
 
 DATA = "_data"
 VOLUME = "volume"
@@ -48,6 +49,8 @@ _NO_TIME = datetime.min.replace(tzinfo=UTC)
 _LEFT_BEHIND = 60.0
 """Seconds after which unfinished work is taken for a crash's. Too early would do no harm:
 whoever is still at it finds its work gone, and begins anew."""
+_FREEING = 1.0
+"""Seconds to wait at most for deleted files to show as free space."""
 _STUCK_PAUSE = 3600.0
 """Seconds after which something that could not be deleted is tried again."""
 
@@ -225,7 +228,25 @@ class Trash:
             if oldest is None:
                 break
             _log.info("the filesystem is nearly full: %s goes early", self.place(oldest))
+            before = self._free()
             self.purge([oldest], stopping=stopping)
+            self._wait_for_more_than(before, stopping)
+
+    def _free(self) -> int:
+        """Return a number that grows when anything is freed."""
+        free = os.fstatvfs(self.fd)
+        return free.f_bavail + free.f_favail
+
+    def _wait_for_more_than(self, before: int, stopping: Callable[[], bool]) -> None:
+        """Wait a moment until what was deleted shows as free.
+
+        XFS frees in the background and btrfs with its next commit. Without waiting, all of the
+        trash would go where its oldest entry was enough.
+        """
+        syncfs(self.fd)
+        end = time.monotonic() + _FREEING
+        while self._free() <= before and time.monotonic() < end and not stopping():
+            time.sleep(0.02)
 
     def _nearly_full(self, keep_free: float) -> bool:
         free = os.fstatvfs(self.fd)

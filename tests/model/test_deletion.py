@@ -106,7 +106,7 @@ def test_depth_costs_neither_descriptors_nor_recursion(top: Path) -> None:
 
 
 def test_width_is_no_obstacle(top: Path) -> None:
-    for number in range(700):
+    for number in range(300):
         (top / f"dir{number}").mkdir()
         (top / f"file{number}").write_text("")
     assert delete(top)

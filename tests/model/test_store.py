@@ -392,11 +392,11 @@ class TestThreads:
         use(f"warm-{number}" for number in range(100))
         tracemalloc.start()
         try:
-            use(f"name-{number}" for number in range(5000))
+            use(f"name-{number}" for number in range(2000))
             kept, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        assert kept < 100_000
+        assert kept < 50_000
 
 
 def test_an_ordinary_day_is_not_worth_a_warning(
