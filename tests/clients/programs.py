@@ -44,23 +44,28 @@ def run(
     added to this process's environment. ``user`` runs it as that user and group, with no other
     groups.
     """
-    done = subprocess.run(
+    process = subprocess.Popen(
         [os.fspath(word) for word in command],
+        stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        input=stdin,
-        stdin=subprocess.DEVNULL if stdin is None else None,
         text=True,
         errors="surrogateescape",
-        timeout=timeout,
         cwd=cwd,
         env={**os.environ, **(env or {})},
-        check=False,
+        # A group of their own, so that its children can be ended with it.
+        process_group=0,
         **identity(user),
     )
-    ended = f"{' '.join(map(str, command))}\nended with {done.returncode}:\n{done.stdout}"
-    assert (done.returncode != 0) == fails, ended
-    return done.stdout
+    try:
+        output, _ = process.communicate(stdin, timeout=timeout)
+    except BaseException:
+        os.killpg(process.pid, signal.SIGKILL)
+        end(process)
+        raise
+    ended = f"{' '.join(map(str, command))}\nended with {process.returncode}:\n{output}"
+    assert (process.returncode != 0) == fails, ended
+    return output
 
 
 class Identity(TypedDict, total=False):

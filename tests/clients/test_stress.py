@@ -1,0 +1,110 @@
+"""stress-ng's file system stressors, which verify what they do, and fio's verified writes."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from tests.clients.programs import require, require_root, run
+from tests.clients.volumes import VolumeDir
+
+# Those that belong together run together, so that they also disturb each other. Left out:
+# - fsize expects EFBIG of fallocate beyond a limit: the kernel does not ask us about fallocate;
+# - fallocate and fpunch would test the same refusal and little else;
+# - chattr, file-ioctl, inode-flags, verity, fiemap are ioctls, which are not offered;
+# - fanotify, bind-mount, binderfs need capabilities or modules that a container host may lack;
+# - io is sync(2), which waits for every file system of the machine;
+# - eventfd, ioprio, procfs, chdir, splice do not touch the path they are given, or hardly.
+# Each does as much as takes a second or two here. The sizes keep the preparations short: by
+# default they fill files of many megabytes first.
+STRESSORS = {
+    "attributes": {
+        "access": 150,
+        "chmod": 30,
+        "chown": 150,
+        "fstat": 1500,
+        "touch": 300,
+        "utime": 500,
+        "xattr": 8,
+    },
+    "directories": {"dentry": 500, "dir": 200, "dirdeep": 200, "dirmany": 500, "getdent": 20000},
+    # One operation of link is thousands of hard links; symlink is its twin, and as long.
+    "names": {"filename": 8, "link": 1, "mknod": 250, "rename": 400},
+    "open-files": {
+        "copy-file": 40,
+        "dup": 200,
+        "fcntl": 1000,
+        "handle": 20000,
+        "lease": 300,
+        "open": 2500,
+    },
+    "locks": {"flock": 200_000, "locka": 200_000, "lockf": 20000, "lockofd": 200_000},
+    "contents": {
+        "aio": 4000,
+        "hdd --hdd-bytes 4M --hdd-opts wr-rnd,rd-rnd,fsync,utimes": 1500,
+        "iomix --iomix-bytes 1M": 800,
+        "readahead --readahead-bytes 4M": 5000,
+        "seek --seek-size 2M": 1000,
+        "sync-file --sync-file-bytes 1M": 10,
+    },
+    "mappings": {
+        "mmap --mmap-file --mmap-bytes 2M": 1,
+        "msync --msync-bytes 1M": 300,
+        "revio --revio-bytes 4M": 3000,
+        "sendfile": 3000,
+    },
+    "direct": {"hdd --hdd-bytes 4M --hdd-opts direct,wr-seq,rd-seq": 2000, "aiol": 150},
+    "watches": {"dnotify": 100, "inotify": 8},
+}
+
+
+def stress(volume: VolumeDir, stressors: dict[str, int], user: int | None = None) -> None:
+    """Run stressors side by side, each for its number of operations; nothing may fail."""
+    words = ["--verify", "--metrics-brief", "--temp-path", str(volume.path)]
+    # Far more than it takes; one that is not done by then fails below.
+    words += ["--timeout", "50s"]
+    for stressor, operations in stressors.items():
+        name, *options = stressor.split()
+        words += [f"--{name}", "1", f"--{name}-ops", str(operations), *options]
+    # Its exit code is not 0 when a stressor fails; see the manual page.
+    printed = run("stress-ng", *words, cwd=volume.path, user=user)
+    assert not re.search(r"\bfail:|\bskipp|not implemented", printed), printed
+    for stressor, operations in stressors.items():
+        name = stressor.split()[0]
+        found = re.search(rf"\] {name} +(\d+) ", printed)
+        assert found and int(found[1]) >= operations, f"{name} was not done:\n{printed}"
+    assert os.listdir(volume.data) == [], "stress-ng removes what it made"
+
+
+@pytest.mark.parametrize("group", STRESSORS)
+def test_stressors(volume: VolumeDir, group: str) -> None:
+    require("stress-ng")
+    require_root()
+    stress(volume, STRESSORS[group])
+
+
+def test_stressors_of_an_unprivileged_user(volume: VolumeDir) -> None:
+    require("stress-ng")
+    require_root()
+    os.chown(volume.path, 1000, 1000)
+    stressors = {"access": 100, "chmod": 20, "dir": 100, "open": 1000, "rename": 200, "utime": 200}
+    stress(volume, stressors, user=1000)
+
+
+@pytest.mark.parametrize(
+    "engine", ["psync", "mmap", "libaio --direct=1 --iodepth=8", "io_uring --iodepth=8"]
+)
+def test_fio_reads_back_what_it_wrote(volume: VolumeDir, engine: str) -> None:
+    """Random writes of mixed sizes, each block with a checksum that is verified afterwards."""
+    require("fio")
+    words = ["--name=verify", "--size=8M", "--rw=randwrite"]
+    words += ["--bsrange=4k-64k", "--bs_unaligned=0", "--verify=crc32c", "--verify_fatal=1"]
+    words += ["--do_verify=1", "--fsync=64", "--end_fsync=1", "--overwrite=0"]
+    # Its own preallocation by fallocate is not offered here, and would only be a warning.
+    words += ["--fallocate=none", *f"--ioengine={engine}".split()]
+    # A block that reads back differently ends fio with an error.
+    assert "err= 0" in run("fio", *words, f"--directory={volume.path}")
+    # The same file verifies when it is read behind the mount.
+    assert "err= 0" in run("fio", *words, f"--directory={volume.data}", "--verify_only=1")
