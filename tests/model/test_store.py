@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import random
@@ -393,6 +394,7 @@ class TestThreads:
         tracemalloc.start()
         try:
             use(f"name-{number}" for number in range(2000))
+            gc.collect()
             kept, _ = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
