@@ -95,7 +95,7 @@ class UnknownOptionError(VolfsError):
 
 
 class InvalidLabelError(VolfsError):
-    """A label has no name, or is not valid UTF-8."""
+    """A label has no name or is not valid UTF-8, or the labels are too large."""
 
     errno = errno.EINVAL
     exit_code = 3

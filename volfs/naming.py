@@ -23,6 +23,7 @@ from volfs.errors import (
     InvalidNameError,
     NameTooLongError,
     OutsideScopeError,
+    ScopeError,
     VolumeExistsError,
     VolumeInUseError,
     VolumeNotFoundError,
@@ -175,6 +176,11 @@ class Names:
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise self._mount_point(name) from None
+            if error.errno == errno.EXDEV:
+                raise ScopeError(
+                    f"{self._root}/{name} cannot be moved to the trash: it lies in a lower layer of"
+                    " an overlay, which renames no directories unless mounted with redirect_dir=on"
+                ) from None
             raise
 
     def _require_inside(self, name: str) -> None:

@@ -19,6 +19,7 @@ KNOWN_OPTIONS = ("gid", "mode", "uid")
 
 _log = logging.getLogger(__name__)
 _SIZE_MAX = 1 << 20
+_LABELS_MAX = _SIZE_MAX - 4096  # the rest of the file is small
 _ID_MAX = 2**32 - 2  # the last one, -1, means "leave alone" to chown(2)
 _MODE_MAX = 0o3777  # setuid means nothing on a directory
 _NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -131,4 +132,6 @@ def check_labels(labels: Mapping[str, str]) -> dict[str, str]:
             name.encode(), value.encode()
         except UnicodeEncodeError:
             raise InvalidLabelError(f"label {name!r} is not valid UTF-8") from None
+    if len(encode(Record(labels=labels))) > _LABELS_MAX:
+        raise InvalidLabelError(f"the labels take more than {_LABELS_MAX} bytes")
     return dict(labels)

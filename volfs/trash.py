@@ -26,6 +26,7 @@ import secrets
 import stat
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -42,6 +43,7 @@ ATTEMPTS = 100
 
 _log = logging.getLogger(__name__)
 _REMOVED = "removed.json"
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _NEW, _DOOMED, _EMPTY = ".new-", ".doomed-", ".empty-"
 _ID_TIME = "%Y%m%dT%H%M%S.%f"
 _ID = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}", re.ASCII)
@@ -111,28 +113,37 @@ class Trash:
     def take(self, name: str, by: str, *, dir_fd: int) -> str:
         """Move the directory ``name`` of ``dir_fd`` here, durably, and return the new entry's id.
 
+        On a full disk older entries are deleted for good until there is room for this one.
         Raises FileNotFoundError when there is no such directory (any more).
         """
         for _ in range(ATTEMPTS):
-            now = datetime.now(UTC)
-            id = f"{now.strftime(_ID_TIME)}Z-{secrets.token_hex(8)}"
-            record = {"name": name, "removed_at": now.isoformat(), "by": by}
-            os.mkdir(id, 0o700, dir_fd=self.fd)
             try:
-                with opened(id, dir_fd=self.fd) as entry:
-                    write_new(_REMOVED, json.dumps(record).encode() + b"\n", dir_fd=entry)
-                    sync_directory(entry)
-                    sync_directory(self.fd)
-                    os.rename(name, f"{id}/{VOLUME}", src_dir_fd=dir_fd, dst_dir_fd=self.fd)
-                    sync_directory(entry)
-                    sync_directory(dir_fd)
-                return id
+                return self._take(name, by, dir_fd)
             except FileNotFoundError:
                 os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
                 # It is there, so it was the entry that somebody took for a crash's leftover.
-            finally:
-                self.clear(id)
+            except OSError as error:
+                # A removal must not fail for want of the space that it is to free.
+                if error.errno not in _FULL or not self._purge_oldest(never):
+                    raise
         raise OSError(errno.EAGAIN, f"the trash does not keep still: {self.place('')}")
+
+    def _take(self, name: str, by: str, dir_fd: int) -> str:
+        now = datetime.now(UTC)
+        id = f"{now.strftime(_ID_TIME)}Z-{secrets.token_hex(8)}"
+        record = {"name": name, "removed_at": now.isoformat(), "by": by}
+        os.mkdir(id, 0o700, dir_fd=self.fd)
+        try:
+            with opened(id, dir_fd=self.fd) as entry:
+                write_new(_REMOVED, json.dumps(record).encode() + b"\n", dir_fd=entry)
+                sync_directory(entry)
+                sync_directory(self.fd)
+                os.rename(name, f"{id}/{VOLUME}", src_dir_fd=dir_fd, dst_dir_fd=self.fd)
+                sync_directory(entry)
+                sync_directory(dir_fd)
+        finally:
+            self.clear(id)
+        return id
 
     def clear(self, id: str) -> None:
         """Remove an entry that holds no volume (any more); one that does is left as it is."""
@@ -224,13 +235,20 @@ class Trash:
         self._finish(stopping)
         self.purge(older_than=keep_removed, stopping=stopping)
         while self._nearly_full(keep_free) and not stopping():
-            oldest = next((id for id in self._ids() if self._exists(f"{id}/{VOLUME}")), None)
-            if oldest is None:
+            if not self._purge_oldest(stopping):
                 break
-            _log.info("the filesystem is nearly full: %s goes early", self.place(oldest))
-            before = self._free()
+
+    def _purge_oldest(self, stopping: Callable[[], bool]) -> bool:
+        """Delete the oldest entry before its time; return whether there was one."""
+        oldest = next((id for id in self._ids() if self._exists(f"{id}/{VOLUME}")), None)
+        if oldest is None:
+            return False
+        _log.info("the filesystem is short of space: %s goes early", self.place(oldest))
+        before = self._free()
+        with suppress(VolumeNotFoundError):  # restored or purged meanwhile
             self.purge([oldest], stopping=stopping)
-            self._wait_for_more_than(before, stopping)
+        self._wait_for_more_than(before, stopping)
+        return True
 
     def _free(self) -> int:
         """Return a number that grows when anything is freed."""

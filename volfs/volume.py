@@ -136,7 +136,8 @@ class Driver(Protocol):
     def remove(self, volume: Volume, *, by: str = "") -> None:
         """Take the volume off the list in one atomic step; the data may be kept restorable.
 
-        ``by`` says for whom, for the record. Raises VolumeNotFoundError, OutsideScopeError.
+        ``by`` says for whom, for the record. Raises VolumeNotFoundError, OutsideScopeError,
+        VolumeInUseError when the storage itself cannot let go of it.
         """
         ...
 

@@ -189,6 +189,30 @@ def test_a_read_only_scope_without_a_trash_can_be_read(scope: Path) -> None:
     assert "read-only" in other
 
 
+def test_what_an_overlay_cannot_move_is_refused_with_the_reason(scope: Path) -> None:
+    def attempt() -> tuple[str, list[str]]:
+        layers = scope.parent / "layers"
+        mount_tmpfs(layers)
+        for layer in ("lower", "upper", "work"):
+            (layers / layer).mkdir()
+        LocalDriver(layers / "lower").create("old")
+        scope.mkdir()
+        options = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        options += ",redirect_dir=off"
+        syscalls.mount(b"overlay", os.fsencode(scope), b"overlay", 0, options.encode())
+        driver = LocalDriver(scope)
+        driver.remove(driver.create("new"))
+        try:
+            driver.remove(driver.get("old"))
+        except ScopeError as error:
+            return str(error), driver.names()
+        return "", driver.names()
+
+    refusal_text, names = in_child(attempt, mounts=True)
+    assert "redirect_dir=on" in refusal_text
+    assert names == ["old"]
+
+
 def errno_of(action: Callable[[], object]) -> str | None:
     try:
         action()

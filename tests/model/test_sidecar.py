@@ -114,7 +114,16 @@ def test_setuid_means_nothing_on_a_directory() -> None:
     assert owner_of({}, Owner(0, 0, 0o6755)).mode == 0o2755
 
 
-@pytest.mark.parametrize("labels", [{"": "x"}, {"a": "\ud800"}, {"\udc80": "x"}])
-def test_labels_need_a_name_and_to_be_text(labels: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"": "x"},
+        {"a": "\ud800"},
+        {"\udc80": "x"},
+        {"a": "x" * (1 << 20)},
+        {"a": "\x01" * (1 << 18)},
+    ],
+)
+def test_labels_that_could_not_be_read_back_are_refused(labels: dict[str, str]) -> None:
     with pytest.raises(InvalidLabelError):
         check_labels(labels)

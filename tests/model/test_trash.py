@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -247,6 +248,35 @@ class TestHousekeeping:
             return [entry.name for entry in driver.trash.list()]
 
         assert in_child(attempt, mounts=True) == ["b"]
+
+    def test_a_removal_from_a_full_disk_finds_room(self, scope: Path) -> None:
+        def attempt() -> tuple[list[str], list[str], int]:
+            scope.mkdir()
+            syscalls.mount(b"tmpfs", os.fsencode(scope), b"tmpfs", 0, b"nr_inodes=100")
+            driver = LocalDriver(scope, keep_free=0)
+            for name in ("a", "b", "c"):
+                driver.create(name)
+            driver.remove(driver.get("a"))
+            driver.remove(driver.get("b"))
+            volume = driver.get("c")
+            free = os.statvfs(scope).f_favail
+            for number in range(free):
+                write(volume.path, "", str(number))
+            refusal = None
+            driver.remove(volume)
+            driver.trash.purge()
+            for number in range(os.statvfs(scope).f_favail - 4):
+                write(str(scope), "", str(number))
+            volume = driver.create("last")
+            try:
+                driver.remove(volume)
+            except OSError as error:
+                refusal = error.errno
+            return [e.name for e in driver.trash.list()], driver.names(), refusal or 0
+
+        removed, left, refusal = in_child(attempt, mounts=True)
+        assert (removed, left) == ([], ["last"])
+        assert refusal == errno.ENOSPC
 
     def test_unfinished_work_of_a_crash_goes_after_a_while(
         self, driver: LocalDriver, scope: Path

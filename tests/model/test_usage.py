@@ -248,9 +248,7 @@ def test_holder_reads_as_a_line() -> None:
         "mounted at /data by process 12 (sleep) in container 0123456789ab"
     )
     assert str(Holder("reference", "web")) == "reference web"
-    assert (
-        str(Holder("open", "/mnt/vol/f", 7, "tail")) == "open /mnt/vol/f by process 7 (tail)"
-    )
+    assert str(Holder("open", "/mnt/vol/f", 7, "tail")) == "open /mnt/vol/f by process 7 (tail)"
 
 
 class TestMountinfo:
