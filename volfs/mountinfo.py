@@ -80,10 +80,16 @@ class MountTable:
         """Return the mounts crossed on the way to an absolute real path, its own mount last.
 
         Follows parents rather than taking the longest mount point, which another mount may
-        have covered since.
+        have covered since. Empty when the table does not show it: after chroot(2) into a
+        directory that is no mount point, the mount of "/" is not listed.
         """
-        roots = [mount for mount in self if mount.parent not in self._by_id]
-        way = roots[:1] or [mount for mount in self if mount.parent == mount.id][:1]
+        tops = [
+            mount
+            for mount in self
+            if (mount.parent not in self._by_id or mount.parent == mount.id)
+            and is_inside(path, mount.point)
+        ]
+        way = tops[:1]
         while way:
             crossed = [
                 child

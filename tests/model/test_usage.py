@@ -283,3 +283,9 @@ class TestMountinfo:
         assert [mount.id for mount in table.way_to("/srv/deep/x")] == [1, 3, 4]
         assert table.place_of("/srv/deep/x") == Place("8:4", "/deep/x")
         assert table.place_of("/srvx") == Place("8:1", "/srvx")
+
+    def test_changed_root_that_is_no_mount_point(self) -> None:
+        table = MountTable(parse(b"2 1 0:5 / /proc rw - proc proc rw\n"))
+        assert table.way_to("/var") == []
+        assert table.place_of("/var") is None
+        assert table.place_of("/proc/1") == Place("0:5", "/1")

@@ -218,7 +218,7 @@ def _scope(scope: Path) -> Iterator[Finding]:
     while not there.exists() and there != there.parent:
         there = there.parent
     way = MountTable.of_process().way_to(os.path.realpath(there))
-    kind = way[-1].fstype if way else "unknown"
+    kind = way[-1].fstype if way else "an unknown filesystem"
     if not os.access(there, os.R_OK | os.W_OK | os.X_OK):
         fix = f"sudo install -d -o {os.getuid()} {scope}, or another --scope"
         yield Finding("scope", "missing", f"{scope}: no permission in {there}", fix)
