@@ -11,13 +11,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import pytest
 
+from tests.unprivileged import shared
 from volfs import syscalls
 
 MS_REMOUNT = 32
@@ -120,10 +121,15 @@ class Mounted:
             return
         self.stopped = True
         leaks: object = None
-        if self.process.poll() is None and os.geteuid() == 0 and self.uid == 0:
+        if (
+            is_mounted(self.mnt)
+            and self.process.poll() is None
+            and os.geteuid() == 0
+            and self.uid == 0
+        ):
             leaks = self._leaks()
-        if self.process.poll() is None:
-            self.process.send_signal(number)
+        if is_mounted(self.mnt) and self.process.poll() is None:
+            self.process.send_signal(number)  # else it is ending by itself
         try:
             code = self.process.wait(DEADLINE)
         except subprocess.TimeoutExpired:
@@ -217,6 +223,8 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
     if not os.path.exists("/dev/fuse"):
         pytest.skip("no /dev/fuse on this machine")
     started: list[Mounted] = []
+    sharing: list[None] = []
+    stack = ExitStack()
 
     def start(
         *,
@@ -240,7 +248,12 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
             for name, value in options.items()
             if value is not False
         ]
-        command = [sys.executable, "-m", "volfs", "mount", "-f", str(scope), str(mnt)]
+        program = ["volfs"]
+        if user:
+            program = ["tests.unprivileged", str(user), str(workspace)]
+            if not sharing:
+                sharing.append(stack.enter_context(shared(workspace)))
+        command = [sys.executable, "-m", *program, "mount", "-f", str(scope), str(mnt)]
         if chosen:
             command += ["-o", ",".join(chosen)]
         log_path = workspace / f"log{number}"
@@ -251,9 +264,6 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **(environment or {})},
-                user=user or None,
-                group=user or None,
-                extra_groups=[] if user else None,
                 preexec_fn=preexec,
                 cwd=Path(__file__).parent.parent,
             )
@@ -276,6 +286,7 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
                 mounted.stop()
             except AssertionError as error:
                 failures.append(str(error))
+        stack.close()
     assert not failures, "\n".join(failures)
 
 

@@ -102,11 +102,12 @@ _libc.name_to_handle_at.argtypes = (c_int, c_char_p, c_void_p, POINTER(c_int), c
 _libc.open_by_handle_at.argtypes = (c_int, c_void_p, c_int)
 
 
-def name_to_handle_at(fd: int) -> bytes:
-    """Return the file handle of what ``fd`` refers to (name_to_handle_at(2)).
+def name_to_handle_at(fd: int) -> tuple[bytes, int]:
+    """Return the file handle of what ``fd`` refers to, and the id of the mount it is seen on.
 
-    The bytes hold handle_type and f_handle; they name the inode with its generation, so two
-    files that had the same inode number one after the other have different handles.
+    The bytes hold handle_type and f_handle of name_to_handle_at(2); they name the inode with
+    its generation, so two files that had the same inode number one after the other have
+    different handles.
     Raises OSError(EOPNOTSUPP) where the filesystem has no handles.
     """
     buffer = ctypes.create_string_buffer(8 + _MAX_HANDLE_SZ)
@@ -115,7 +116,7 @@ def name_to_handle_at(fd: int) -> bytes:
     if _libc.name_to_handle_at(fd, b"", buffer, byref(mount_id), AT_EMPTY_PATH) != 0:
         raise _fail()
     (size,) = struct.unpack_from("I", buffer, 0)
-    return buffer.raw[4 : 8 + size]
+    return buffer.raw[4 : 8 + size], mount_id.value
 
 
 def open_by_handle_at(mount_fd: int, handle: bytes, flags: int) -> int:

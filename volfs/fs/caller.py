@@ -64,13 +64,19 @@ class Caller:
 
     def acting(self, uid: int, gid: int, umask: int) -> _Acting:
         """The context: file system ids ``uid`` and ``gid``, file creation mask ``umask``."""
-        if threading.current_thread() is not threading.main_thread() and not hasattr(
-            self._own, "umask"
-        ):
-            # The creation mask belongs to all threads that share a filesystem context.
-            syscalls.unshare(syscalls.CLONE_FS)
-            self._own.umask = True
+        self.separate_umask()
         return _Acting(self._switch and (uid != 0 or gid != 0), uid, gid, umask, self._effective)
+
+    def separate_umask(self) -> None:
+        """Give a worker thread a umask (0) of its own, and let it not see those set here.
+
+        Threads share the file creation mask until one of them unshares it.
+        """
+        if threading.current_thread() is threading.main_thread() or hasattr(self._own, "umask"):
+            return
+        syscalls.unshare(syscalls.CLONE_FS)
+        os.umask(0)
+        self._own.umask = 0
 
 
 class _Acting:

@@ -40,11 +40,12 @@ class Device:
     """What the tree needs to know of the filesystem with device number ``dev``.
 
     ``slow``: its calls can block for long and must not run on the event loop.
-    ``anchor``: a descriptor on it for open_by_handle_at, -1 where handles do not work.
+    ``anchor``: a descriptor on it for open_by_handle_at, -1 where handles do not work;
+    ``mount_id``: the mount that the anchor is on, and so what is opened with it.
     ``nowait``: preadv2's RWF_NOWAIT works on it.
     """
 
-    __slots__ = ("_base", "anchor", "dev", "nowait", "slow")
+    __slots__ = ("_base", "anchor", "dev", "mount_id", "nowait", "slow")
 
     def __init__(self, dev: int, fd: int, *, main: bool) -> None:
         self.dev = dev
@@ -55,16 +56,17 @@ class Device:
             if main
             else _FOREIGN | (os.major(dev) << 8 ^ os.minor(dev)) % (1 << 15) << _INODE_BITS
         )
-        self.anchor = _anchor(fd)
+        self.anchor, self.mount_id = _anchor(fd)
 
     def node_id(self, ino: int) -> int:
         """The node id for inode number ``ino``: itself on the scope's device, where users see it.
 
         A pure function, so that numbers stay over forgetting and remounting.
         """
-        if self._base is None:
+        if self._base is None and ino != 0:
             return ino
-        return self._base + ino % (1 << _INODE_BITS)
+        # Zero as a node id says that there is no such file.
+        return (self._base or _FOREIGN) + ino % (1 << _INODE_BITS)
 
     def close(self) -> None:
         if self.anchor >= 0:
@@ -72,17 +74,18 @@ class Device:
             self.anchor = -1
 
 
-def _anchor(fd: int) -> int:
-    """A descriptor that open_by_handle_at takes for the filesystem of ``fd``, or -1."""
+def _anchor(fd: int) -> tuple[int, int]:
+    """A descriptor that open_by_handle_at takes for the filesystem of ``fd``, or -1; its mount."""
     if stat.S_IFMT(os.fstat(fd).st_mode) not in (stat.S_IFDIR, stat.S_IFREG):
-        return -1
+        return -1, -1
     anchor = -1
     try:
         anchor = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        os.close(syscalls.open_by_handle_at(anchor, syscalls.name_to_handle_at(fd), os.O_PATH))
+        handle, mount_id = syscalls.name_to_handle_at(anchor)
+        os.close(syscalls.open_by_handle_at(anchor, handle, os.O_PATH))
     except OSError as error:
-        log.debug("no file handles on device of descriptor %d: %s", fd, error)
+        log.debug("no file handles on the device of descriptor %d: %s", fd, error)
         if anchor >= 0:
             os.close(anchor)
-        return -1
-    return anchor
+        return -1, -1
+    return anchor, mount_id

@@ -28,13 +28,17 @@ ROOT_ID = 1
 _LEAST = 16
 """One request uses a few descriptors at once; they must not evict each other."""
 
+_DEEPEST = 1 << 14
+"""Directories above an inode that are walked at most."""
+
 _REACH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Inode:
     """One inode the kernel knows.
 
-    ``fd``: its O_PATH descriptor, or -1. ``handle``: its file handle, once it was needed.
+    ``fd``: its O_PATH descriptor, or -1. ``handle``: its file handle, once it was needed;
+    ``reopens``: whether the handle leads back to it on the mount it was seen on.
     ``parent``, ``name``: where it was seen last. ``opens``: open handles, which pin it.
     ``pins``: worker threads that use its descriptor. ``gone``: its volume was removed.
     """
@@ -52,6 +56,7 @@ class Inode:
         "opens",
         "parent",
         "pins",
+        "reopens",
         "version",
     )
 
@@ -67,6 +72,7 @@ class Inode:
         self.name = name
         self.fd = -1
         self.handle: bytes | None = None
+        self.reopens = False
         self.opens: list[FileHandle | DirectoryHandle] | None = None
         self.pins = 0
         self.gone = False
@@ -74,9 +80,12 @@ class Inode:
 
     @property
     def volume_top(self) -> Inode:
-        """The top directory of the volume this inode is in (of the root: itself)."""
+        """The top directory of the volume this inode is in, as far as is known."""
         inode = self
-        while inode.parent is not None and inode.parent.node_id != ROOT_ID:
+        # Bounded, as directories moved behind the mount can be remembered inside each other.
+        for _ in range(_DEEPEST):
+            if inode.parent is None or inode.parent.node_id == ROOT_ID:
+                break
             inode = inode.parent
         return inode
 
@@ -129,11 +138,6 @@ class InodeTable:
         return len(self._recent)
 
     @property
-    def has_slow_device(self) -> bool:
-        """Whether any of the inodes may be on a network filesystem."""
-        return any(device.slow for device in list(self._devices.values()))
-
-    @property
     def lookups(self) -> int:
         """Sum of all lookup counts but the root's."""
         return sum(inode.lookups for inode in self) - (1 if self.root else 0)
@@ -156,42 +160,25 @@ class InodeTable:
         seen with stat. ``created``: it was made this instant, so that whatever had its number
         before is another file.
         """
+        device = self._devices.get(status.st_dev)
+        if device is None:
+            device = self._add_device(status, parent, name, fd)
         with self._lock:
-            device = self._devices.get(status.st_dev)
-            if device is None:
-                device = self._add_device(status, parent, name, fd)
-            ino = status.st_ino
-            node_id = device.node_id(ino)
-            inode = self._nodes.get(node_id)
-            while inode is not None and (inode.ino != ino or inode.device is not device):
-                node_id = (node_id + 0x1_0000_0001) % (1 << 64)
-                inode = self._nodes.get(node_id)
-            if inode is None or node_id == 0:
-                inode = Inode(node_id, device, ino, parent, name)
+            node_id, inode = self._find(device, status.st_ino)
+            if inode is None:
+                inode = Inode(node_id, device, status.st_ino, parent, name)
                 self._nodes[node_id] = inode
                 if fd >= 0:
                     self._keep(inode, fd)
             else:
                 inode.parent = parent
                 inode.name = name
-                if created:
-                    self.renew(inode)
+                if created and inode.fd < 0 and not inode.opens:
+                    self._renew(inode)
                 if fd >= 0:
                     self._merge(inode, fd)
             inode.lookups += lookups
             return inode
-
-    def renew(self, inode: Inode) -> None:
-        """Note that ``inode``'s number now belongs to a new file (the old one was deleted).
-
-        The new generation makes the kernel drop all it knows of the old file.
-        """
-        with self._lock:
-            inode.generation += 1
-            inode.handle = None
-            inode.version = None
-            inode.gone = False
-            self._drop(inode)
 
     def moved(self, status: os.stat_result, parent: Inode, name: bytes) -> None:
         """Note that the file with this stat is now ``name`` in ``parent``, if it is known."""
@@ -199,8 +186,8 @@ class InodeTable:
             device = self._devices.get(status.st_dev)
             if device is None:
                 return
-            inode = self._nodes.get(device.node_id(status.st_ino))
-            if inode is not None and inode.ino == status.st_ino and inode.device is device:
+            _, inode = self._find(device, status.st_ino)
+            if inode is not None:
                 inode.parent = parent
                 inode.name = name
 
@@ -254,13 +241,7 @@ class InodeTable:
             return inode.opens[-1].fd
         if inode.gone:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-        fd = self._open_again(inode)
-        with self._lock:
-            if inode.fd >= 0:  # another thread was faster
-                os.close(fd)
-                return inode.fd
-            self._keep(inode, fd)
-        return fd
+        return self._open_again(inode)
 
     def evict(self, inode: Inode) -> None:
         """Close the inode's descriptor, keeping what finds it again."""
@@ -287,7 +268,8 @@ class InodeTable:
         """Let go of up to ``limit`` least recently used descriptors whose file is deleted.
 
         A kept descriptor keeps a file's blocks on disk; for one deleted behind the mount nobody
-        would tell us. Returns how many were looked at.
+        would tell us. (On a network filesystem it keeps none here, and looking could block.)
+        Returns how many were looked at.
         """
         oldest = []
         with self._lock:
@@ -297,7 +279,7 @@ class InodeTable:
                     break
         for inode in oldest:
             with self._lock:
-                if inode.fd < 0:
+                if inode.fd < 0 or inode.device.slow:
                     continue
                 if os.fstat(inode.fd).st_nlink == 0 and not inode.pins:
                     self._learn_handle(inode, inode.fd)
@@ -318,6 +300,27 @@ class InodeTable:
 
     # -- inside
 
+    def _find(self, device: Device, ino: int) -> tuple[int, Inode | None]:
+        """The node id of an inode and, if it is known, the Inode."""
+        node_id = device.node_id(ino)
+        inode = self._nodes.get(node_id)
+        while inode is not None and (inode.ino != ino or inode.device is not device):
+            # Taken by a file of another device; rare enough for any other number to do.
+            node_id = (node_id + 0x1_0000_0001) % (1 << 64) or 2
+            inode = self._nodes.get(node_id)
+        return node_id, inode
+
+    def _renew(self, inode: Inode) -> None:
+        """Note that ``inode``'s number now belongs to a new file (the old one was deleted).
+
+        The new generation makes the kernel drop all it knows of the old file.
+        """
+        inode.generation += 1
+        inode.handle = None
+        inode.version = None
+        inode.gone = False
+        self._drop(inode)
+
     def _add_device(self, status: os.stat_result, parent: Inode, name: bytes, fd: int) -> Device:
         own = -1
         if fd < 0:
@@ -327,8 +330,11 @@ class InodeTable:
         finally:
             if own >= 0:
                 os.close(own)
-        self._devices[status.st_dev] = device
-        return device
+        with self._lock:
+            kept = self._devices.setdefault(status.st_dev, device)
+        if kept is not device:  # another thread was faster
+            device.close()
+        return kept
 
     def _merge(self, inode: Inode, fd: int) -> None:
         """``inode`` was seen again through ``fd``: is it the same file?"""
@@ -336,30 +342,49 @@ class InodeTable:
             # Pinned all the time, so the number cannot have been given to another file.
             os.close(fd)
             return
-        if inode.handle is not None and inode.handle != _handle_of(fd):
-            self.renew(inode)
+        if inode.handle is not None and inode.handle != _handle_of(fd)[0]:
+            self._renew(inode)
         self._keep(inode, fd)
 
     def _open_again(self, inode: Inode) -> int:
-        anchor = inode.device.anchor
-        if inode.handle is not None and anchor >= 0:
-            return syscalls.open_by_handle_at(anchor, inode.handle, os.O_PATH)
-        parent = inode.parent
-        if parent is None or parent.node_id == ROOT_ID:
-            # A volume's top directory: only the store can say where it is now.
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        """Open what has no descriptor: by handle, else from the next directory above that has
+        or gets one, name by name."""
+        above: list[Inode] = []
+        here = inode
+        lent: list[int] = []
         try:
-            fd = os.open(inode.name, _REACH, dir_fd=self.reach(parent))
-        except (FileNotFoundError, NotADirectoryError):
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-        status = os.fstat(fd)
-        if (
-            status.st_ino != inode.ino
-            or status.st_dev != inode.device.dev
-            or (inode.handle is not None and inode.handle != _handle_of(fd))
-        ):
-            os.close(fd)
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            while True:
+                if here.reopens and here.handle is not None:
+                    fd = syscalls.open_by_handle_at(here.device.anchor, here.handle, os.O_PATH)
+                    fd = self._keep_or_lend(here, fd, inode, lent)
+                    break
+                above.append(here)
+                parent = here.parent
+                if parent is None or parent.node_id == ROOT_ID or len(above) > _DEEPEST:
+                    # A volume's top directory: only the store can say where it is now.
+                    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+                here = parent
+                if here.fd >= 0 or here.opens or here.gone:
+                    fd = self.reach(here)
+                    break
+            for child in reversed(above):
+                fd = self._keep_or_lend(child, _open_child(fd, child), inode, lent)
+            return fd
+        finally:
+            for fd in lent:
+                os.close(fd)
+
+    def _keep_or_lend(self, inode: Inode, fd: int, target: Inode, lent: list[int]) -> int:
+        """Keep a descriptor opened on the way to ``target``, unless the kernel has forgotten the
+        directory: then it serves for the way only."""
+        with self._lock:
+            if inode is not target and self._nodes.get(inode.node_id) is not inode:
+                lent.append(fd)
+            elif inode.fd >= 0:  # another thread was faster
+                os.close(fd)
+                return inode.fd
+            else:
+                self._keep(inode, fd)
         return fd
 
     def _keep(self, inode: Inode, fd: int) -> None:
@@ -373,16 +398,18 @@ class InodeTable:
             if len(self._recent) <= self._capacity:
                 break
             inode = next(iter(self._recent))
-            if inode.pins or (inode.device.anchor < 0 and _is_volume_top(inode)):
+            self._learn_handle(inode, inode.fd)
+            if inode.pins or (_is_volume_top(inode) and not inode.reopens):
                 # In use by a worker thread, or not to be found again by the table alone.
                 self._recent.move_to_end(inode)
                 continue
-            self._learn_handle(inode, inode.fd)
             self._drop(inode)
 
     def _learn_handle(self, inode: Inode, fd: int) -> None:
         if inode.handle is None:
-            inode.handle = _handle_of(fd)
+            inode.handle, mount_id = _handle_of(fd)
+            # On another mount of the device its options could be others (a read-only bind mount).
+            inode.reopens = inode.device.anchor >= 0 and mount_id == inode.device.mount_id
 
     def _drop(self, inode: Inode) -> None:
         if inode.fd >= 0:
@@ -395,10 +422,28 @@ def _is_volume_top(inode: Inode) -> bool:
     return inode.parent is not None and inode.parent.node_id == ROOT_ID
 
 
-def _handle_of(fd: int) -> bytes | None:
+def _open_child(directory: int, inode: Inode) -> int:
+    """Open ``inode`` by its name in ``directory``. Raises OSError(ESTALE) if that is another."""
+    try:
+        fd = os.open(inode.name, _REACH, dir_fd=directory)
+    except (FileNotFoundError, NotADirectoryError):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+    status = os.fstat(fd)
+    if (
+        status.st_ino != inode.ino
+        or status.st_dev != inode.device.dev
+        or (inode.handle is not None and inode.handle != _handle_of(fd)[0])
+    ):
+        os.close(fd)
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+    return fd
+
+
+def _handle_of(fd: int) -> tuple[bytes | None, int]:
+    """The file handle behind ``fd`` and the id of its mount; None where there are no handles."""
     try:
         return syscalls.name_to_handle_at(fd)
     except OSError as error:
         if error.errno in syscalls.NO_HANDLES:
-            return None
+            return None, -1
         raise

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import pyfuse3
 import trio
@@ -34,7 +35,7 @@ from pyfuse3 import (
 )
 
 from volfs.errors import VolfsError, VolumeInUseError
-from volfs.fs.devices import Device
+from volfs.fs.caller import Caller
 from volfs.fs.handles import DirectoryHandle, HandleTable, RootHandle
 from volfs.fs.inodes import ROOT_ID, Inode, InodeTable
 from volfs.fs.root import XATTR_PREFIX, Root
@@ -96,6 +97,7 @@ class VolumeFS(pyfuse3.Operations):
         handles: HandleTable,
         root: Root,
         tree: Tree,
+        caller: Caller,
         scope_fd: int,
     ) -> None:
         super().__init__()
@@ -103,8 +105,9 @@ class VolumeFS(pyfuse3.Operations):
         self._handles = handles
         self._root = root
         self._tree = tree
+        self._caller = caller
         self._scope_fd = scope_fd
-        self._limiters: dict[Device | None, trio.CapacityLimiter] = {}
+        self._limiters: WeakValueDictionary[object, trio.CapacityLimiter] = WeakValueDictionary()
         self._stalled_until = 0
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
         self._buffer = bytearray(_READ_BUFFER)
@@ -112,19 +115,25 @@ class VolumeFS(pyfuse3.Operations):
 
     # -- which thread
 
-    async def _blocking(self, call: Callable[[], T], *inodes: Inode) -> T:
+    async def _blocking(self, call: Callable[[], T], *inodes: Inode, on: object = None) -> T:
         """Run ``call`` in a worker thread, its inodes' descriptors kept open meanwhile.
 
-        Without inodes it is a call on the scope itself.
+        ``on`` is what it may have to wait for, when that is not the inodes' device (without
+        inodes: the scope).
         """
-        device = inodes[0].device if inodes else None
-        limiter = self._limiters.get(device)
+        key = on or (inodes[0].device if inodes else None)
+        limiter = self._limiters.get(key)
         if limiter is None:
-            limiter = self._limiters[device] = trio.CapacityLimiter(_WAITING)
+            limiter = self._limiters[key] = trio.CapacityLimiter(_WAITING)
+
+        def separately() -> T:
+            self._caller.separate_umask()
+            return call()
+
         for inode in inodes:
             inode.pins += 1
         try:
-            return await trio.to_thread.run_sync(call, limiter=limiter)
+            return await trio.to_thread.run_sync(separately, limiter=limiter)
         finally:
             for inode in inodes:
                 inode.pins -= 1
@@ -141,10 +150,13 @@ class VolumeFS(pyfuse3.Operations):
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
         parent = self._inodes[parent_inode]
-        service = self._root if parent_inode == ROOT_ID else self._tree
+        if parent_inode == ROOT_ID:
+            if self._root.is_quick(name):
+                return self._root.lookup(parent, name)
+            return await self._blocking(lambda: self._root.lookup(parent, name), on=name)
         if parent.device.slow:
-            return await self._blocking(lambda: service.lookup(parent, name), parent)
-        return service.lookup(parent, name)
+            return await self._blocking(lambda: self._tree.lookup(parent, name), parent)
+        return self._tree.lookup(parent, name)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         try:
@@ -377,8 +389,10 @@ class VolumeFS(pyfuse3.Operations):
         if isinstance(handle, RootHandle):
             root = self._inodes[ROOT_ID]
             if start_id == 0 or handle.names is None:
-                await self._blocking(lambda: self._root.begin_listing(handle))
-            await self._run(root, lambda: self._root.readdir(root, handle, start_id, token))
+                await self._blocking(lambda: self._root.begin_listing(handle), on="listing")
+            await self._blocking(
+                lambda: self._root.readdir(root, handle, start_id, token), on="listing"
+            )
         else:
             await self._run(handle.inode, lambda: self._tree.readdir(handle, start_id, token))
 
@@ -425,7 +439,7 @@ class VolumeFS(pyfuse3.Operations):
     ) -> None:
         known = self._inodes[inode]
         if name.startswith(XATTR_PREFIX) or inode == ROOT_ID:
-            await self._blocking(lambda: self._root.setxattr(known, name, value))
+            await self._blocking(lambda: self._root.setxattr(known, name, value), known)
         else:
             await self._run(known, lambda: self._tree.setxattr(known, name, value, ctx))
 
@@ -433,7 +447,7 @@ class VolumeFS(pyfuse3.Operations):
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         known = self._inodes[inode]
         if name.startswith(XATTR_PREFIX):
-            return await self._blocking(lambda: self._root.getxattr(known, name))
+            return await self._blocking(lambda: self._root.getxattr(known, name), known)
         if inode == ROOT_ID:
             raise FUSEError(errno.ENODATA)
         if known.device.slow:
@@ -447,12 +461,15 @@ class VolumeFS(pyfuse3.Operations):
             return ()
         known = self._inodes[inode]
         names = await self._run(known, lambda: self._tree.listxattr(known))
-        return [XAttrNameT(name) for name in names]
+        # As ext4 and XFS do: who may not read trusted.* does not see that it is there.
+        return [
+            XAttrNameT(name) for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")
+        ]
 
     @boundary
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         known = self._inodes[inode]
         if name.startswith(XATTR_PREFIX) or inode == ROOT_ID:
-            await self._blocking(lambda: self._root.setxattr(known, name, None))
+            await self._blocking(lambda: self._root.setxattr(known, name, None), known)
         else:
             await self._run(known, lambda: self._tree.removexattr(known, name))

@@ -16,7 +16,7 @@ import pyfuse3
 from pyfuse3 import EntryAttributes, ReaddirToken, RequestContext
 
 from volfs import syscalls
-from volfs.errors import VolumeNotFoundError
+from volfs.errors import InvalidNameError, VolumeNotFoundError
 from volfs.fs.handles import HandleTable, RootHandle
 from volfs.fs.inodes import Inode, InodeTable
 from volfs.fs.options import MountOptions
@@ -26,6 +26,9 @@ from volfs.usage import Holder
 from volfs.volume import Owner, Volume, check_name
 
 XATTR_PREFIX = b"volfs."
+_PATH_PARTS = 256
+"""How many names of a path are shown at most."""
+
 _LABEL_PREFIX = b"volfs.label."
 
 
@@ -47,6 +50,7 @@ class Root:
         self._options = options
         self._timeout = options.cache.root_timeout
         self._changed_ns = time.time_ns()
+        self._local: set[bytes] = set()
         self._owner = options.root_owner or (os.geteuid(), os.getegid())
         store.add_holder_source(self._open_holders)
 
@@ -66,13 +70,28 @@ class Root:
         return entry
 
     def lookup(self, root: Inode, name: bytes) -> EntryAttributes:
-        """The volume ``name``. Cheap on a local scope."""
+        """The volume ``name``. May block, unless ``is_quick`` says no."""
         try:
             volume = self._store.get(name.decode())
             fd = _open_top(volume)
         except (VolumeNotFoundError, UnicodeDecodeError, FileNotFoundError):
+            self._local.discard(name)
             return self._missing()
-        return self._limited(self._tree.found(root, name, fd))
+        entry = self._limited(self._tree.found(root, name, fd))
+        if not root.device.slow and not self._inodes[entry.st_ino].device.slow:
+            self._local.add(name)
+        return entry
+
+    def is_quick(self, name: bytes) -> bool:
+        """Whether looking up ``name`` is known not to block: a volume seen on a local
+        filesystem before, or no volume name at all."""
+        if name in self._local:
+            return True
+        try:
+            _volume_name(name)
+        except InvalidNameError:
+            return True
+        return False
 
     def _missing(self) -> EntryAttributes:
         if self._timeout == 0:
@@ -94,7 +113,7 @@ class Root:
         handle.names = self._store.names()
 
     def readdir(self, root: Inode, handle: RootHandle, start: int, token: ReaddirToken) -> None:
-        """Reply with entries from offset ``start`` on until the reply is full."""
+        """Reply with entries from offset ``start`` on until the reply is full. May block."""
         reply = pyfuse3.readdir_reply
         position = start
         for dot in (b".", b"..")[start:2]:
@@ -105,8 +124,8 @@ class Root:
             position += 1
             try:
                 fd = _open_top(self._store.get(name))
-            except (VolumeNotFoundError, FileNotFoundError):
-                continue  # removed since the listing
+            except (VolumeNotFoundError, OSError):
+                continue  # removed since the listing, or broken: a look-up tells how
             entry = self._limited(self._tree.found(root, name.encode(), fd))
             if not reply(token, name.encode(), entry, position):
                 self._inodes.forget(entry.st_ino, 1)
@@ -266,7 +285,7 @@ def _who(ctx: RequestContext) -> str:
 def _path(inode: Inode) -> str:
     parts: list[str] = []
     here: Inode | None = inode
-    while here is not None and here.parent is not None:
+    while here is not None and here.parent is not None and len(parts) < _PATH_PARTS:
         parts.append(os.fsdecode(here.name))
         here = here.parent
     return "/".join(reversed(parts))

@@ -6,11 +6,12 @@ import errno
 import logging
 import os
 import resource
+import shutil
 import signal
 import stat
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pyfuse3
@@ -44,9 +45,18 @@ def check(scope: str, mountpoint: str, options: MountOptions) -> None:
     if not os.path.exists(_FUSE_DEVICE):
         raise MountError(f"{_FUSE_DEVICE} is missing: load the module with 'modprobe fuse'")
     if not os.access(_FUSE_DEVICE, os.R_OK | os.W_OK):
-        raise MountError(f"no permission to open {_FUSE_DEVICE}: ask for mode 0666 on it")
+        raise MountError(
+            f"no permission to open {_FUSE_DEVICE}: 'chmod 666 {_FUSE_DEVICE}' as root allows it,"
+            " as is usual"
+        )
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise MountError(
+            "fusermount3 is missing, which mounts for users other than root:"
+            " 'apt install fuse3' as root brings it"
+        )
     try:
         status = os.stat(mountpoint)
+        os.statvfs(mountpoint)  # never answered from the kernel's cache, as stat may be
     except FileNotFoundError:
         raise MountError(
             f"mount point {mountpoint} does not exist: create it with 'mkdir {mountpoint}'"
@@ -114,32 +124,35 @@ async def serve(
     inodes.make_root(scope_fd)
     tree = Tree(inodes, handles, caller, options.cache)
     root = Root(store, inodes, handles, tree, options)
-    operations = VolumeFS(inodes, handles, root, tree, scope_fd)
+    operations = VolumeFS(inodes, handles, root, tree, caller, scope_fd)
     target = await trio.to_thread.run_sync(os.path.realpath, mountpoint)
     own_mount = os.geteuid() == 0
-    _mount(operations, scope, target, options)
     stopping = threading.Event()
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_unmount_on_signal, target)
-            nursery.start_soon(_housekeep, store, operations, options, stopping)
-            nursery.start_soon(_sweep, inodes)
-            nursery.start_soon(_announce, target, ready)
+    # Before there is a mount, so that a signal never ends the process and leaves one behind.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        try:
+            _mount(operations, scope, target, options)
             try:
-                await pyfuse3.main(max_tasks=_TASKS)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_unmount_upon, signals, target)
+                    nursery.start_soon(_housekeep, store, operations, caller, options, stopping)
+                    nursery.start_soon(_sweep, inodes)
+                    nursery.start_soon(_announce, target, ready)
+                    try:
+                        await pyfuse3.main(max_tasks=_TASKS)
+                    finally:
+                        stopping.set()
+                        nursery.cancel_scope.cancel()
             finally:
-                stopping.set()
-                nursery.cancel_scope.cancel()
-    finally:
-        stopping.set()
-        if own_mount:
-            _detach(target, scope)
-        pyfuse3.close(unmount=not own_mount)
-        log.info("unmounted: %s", root.statistics())
-        handles.close()
-        inodes.close()
-        tree.close()
-        os.close(scope_fd)
+                if own_mount:
+                    _detach(target, scope)
+                pyfuse3.close(unmount=not own_mount)
+                log.info("unmounted: %s", root.statistics())
+        finally:
+            handles.close()
+            inodes.close()
+            tree.close()
+            os.close(scope_fd)
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
@@ -251,16 +264,12 @@ def _users_may_allow_other() -> bool:
 
 def _detach(target: str, scope: str) -> None:
     """Unmount at the end, unless that has been done from outside."""
-    if not _is_ours(target, scope):
+    if target not in tree_mounts(scope):
         return
     try:
         syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
     except OSError as error:
         log.error("cannot unmount %s: %s", target, error.strerror)
-
-
-def _is_ours(target: str, scope: str) -> bool:
-    return target in tree_mounts(scope)
 
 
 # -- beside the requests
@@ -272,11 +281,9 @@ async def _announce(target: str, ready: Callable[[], None]) -> None:
     ready()
 
 
-async def _unmount_on_signal(target: str) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("unmounting upon %s", signal.Signals(number).name)
-            break
+async def _unmount_upon(signals: AsyncIterator[int], target: str) -> None:
+    number = await anext(signals)
+    log.info("unmounting upon %s", signal.Signals(number).name)
     try:
         # The event loop goes on serving while the kernel writes back and unmounts.
         await trio.to_thread.run_sync(unmount, target)
@@ -288,13 +295,17 @@ async def _unmount_on_signal(target: str) -> None:
 async def _housekeep(
     store: VolumeStore,
     operations: VolumeFS,
+    caller: Caller,
     options: MountOptions,
     stopping: threading.Event,
 ) -> None:
-    limiter = trio.CapacityLimiter(1)
+    def housekeep() -> None:
+        caller.separate_umask()
+        store.housekeep(stopping.is_set)
+
     while True:
         try:
-            await trio.to_thread.run_sync(store.housekeep, stopping.is_set, limiter=limiter)
+            await trio.to_thread.run_sync(housekeep)
         except Exception:
             log.exception("housekeeping failed; it is tried again")
         with trio.move_on_after(options.housekeeping_interval):
@@ -306,7 +317,4 @@ async def _sweep(inodes: InodeTable) -> None:
     """Let go of files deleted behind the mount, a part of the table at a time."""
     while True:
         await trio.sleep(_SWEEP_INTERVAL)
-        if inodes.has_slow_device:
-            await trio.to_thread.run_sync(inodes.release_deleted, _SWEEP_SIZE)
-        else:
-            inodes.release_deleted(_SWEEP_SIZE)
+        inodes.release_deleted(_SWEEP_SIZE)

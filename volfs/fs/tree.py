@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from contextlib import AbstractContextManager, nullcontext
 
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext
@@ -88,10 +89,7 @@ class Tree:
             )
         if fields.update_mode:
             mode = stat.S_IMODE(attr.st_mode)
-            if mode & stat.S_ISGID:
-                with KeepingSetgid():
-                    os.chmod(path, mode)
-            else:
+            with _setgid_as_asked(mode):
                 os.chmod(path, mode)
         if fields.update_size:
             if handle is not None:
@@ -104,6 +102,15 @@ class Tree:
                 attr.st_atime_ns if fields.update_atime else None,
                 attr.st_mtime_ns if fields.update_mtime else None,
             )
+        if not (
+            fields.update_uid
+            or fields.update_gid
+            or fields.update_mode
+            or fields.update_size
+            or fields.update_atime
+            or fields.update_mtime
+        ):
+            os.chown(path, -1, -1)  # a change of nothing, which still moves ctime
         return self.attributes(inode, os.fstat(fd))
 
     # -- names
@@ -124,14 +131,16 @@ class Tree:
         entry.entry_timeout = self._timeout
         return entry
 
-    def found(self, parent: Inode, name: bytes, fd: int) -> EntryAttributes:
+    def found(
+        self, parent: Inode, name: bytes, fd: int, *, created: bool = False
+    ) -> EntryAttributes:
         """The reply for the file behind the O_PATH descriptor ``fd``, which is taken over."""
         try:
             status = os.fstat(fd)
         except BaseException:
             os.close(fd)
             raise
-        inode = self._inodes.remember(status, parent, name, fd)
+        inode = self._inodes.remember(status, parent, name, fd, created=created)
         return self.attributes(inode, status)
 
     def readlink(self, inode: Inode) -> bytes:
@@ -141,7 +150,7 @@ class Tree:
         self, parent: Inode, name: bytes, mode: int, rdev: int, ctx: RequestContext
     ) -> EntryAttributes:
         directory = self._inodes.reach(parent)
-        with self._caller.acting(ctx.uid, ctx.gid, ctx.umask):
+        with self._caller.acting(ctx.uid, ctx.gid, ctx.umask), _setgid_as_asked(mode):
             os.mknod(name, mode, rdev, dir_fd=directory)
         return self._created(parent, name, directory)
 
@@ -161,7 +170,7 @@ class Tree:
 
     def _created(self, parent: Inode, name: bytes, directory: int) -> EntryAttributes:
         # Behind the mount somebody may have replaced it already: then this is what is there.
-        return self.found(parent, name, os.open(name, _LOOKUP, dir_fd=directory))
+        return self.found(parent, name, os.open(name, _LOOKUP, dir_fd=directory), created=True)
 
     def unlink(self, parent: Inode, name: bytes) -> None:
         os.unlink(name, dir_fd=self._inodes.reach(parent))
@@ -201,7 +210,7 @@ class Tree:
             dst_dir_fd=directory,
             follow_symlinks=True,
         )
-        return self._created(new_parent, new_name, directory)
+        return self.found(new_parent, new_name, os.open(new_name, _LOOKUP, dir_fd=directory))
 
     # -- open files
 
@@ -235,7 +244,7 @@ class Tree:
         directory = self._inodes.reach(parent)
         backing = flags & ~os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with self._caller.acting(ctx.uid, ctx.gid, ctx.umask):
+            with self._caller.acting(ctx.uid, ctx.gid, ctx.umask), _setgid_as_asked(mode):
                 fd = os.open(name, backing, stat.S_IMODE(mode), dir_fd=directory)
         except FileExistsError:
             if flags & os.O_EXCL:
@@ -285,17 +294,24 @@ class Tree:
             above = inode.parent or inode
             if not self._dot(above, b"..", handle.fd, token, 2):
                 return
-        position = max(start, 2)
+        first = position = max(start, 2)
         inodes = self._inodes
         reply = pyfuse3.readdir_reply
-        while (text := handle.name(position - 2)) is not None:
-            position += 1
+        while True:
             try:
+                text = handle.name(position - 2)
+                if text is None:
+                    return
+                position += 1
+                name = os.fsencode(text)
                 status = os.stat(text, dir_fd=handle.fd, follow_symlinks=False)
+                child = inodes.remember(status, inode, name, -1, lookups=0)
             except FileNotFoundError:
                 continue  # deleted since it was read
-            name = os.fsencode(text)
-            child = inodes.remember(status, inode, name, -1, lookups=0)
+            except OSError:
+                if position - 1 > first:
+                    return  # what there is counts as looked up; the next request meets the error
+                raise
             if not reply(token, name, self.attributes(child, status), position):
                 inodes.discard(child)
                 return
@@ -343,3 +359,12 @@ class Tree:
 
     def removexattr(self, inode: Inode, name: bytes) -> None:
         os.removexattr(f"/proc/self/fd/{self._inodes.reach(inode)}", name)
+
+
+def _setgid_as_asked(mode: int) -> AbstractContextManager[None]:
+    """Context that sets a mode as it was asked for.
+
+    The kernel has taken the setgid bit out of the request already where the caller, with its
+    groups and capabilities, may not set it.
+    """
+    return KeepingSetgid() if mode & stat.S_ISGID else nullcontext()
