@@ -121,7 +121,7 @@ class _Deletion:
             return False
         try:
             if os.fstat(fd).st_dev != self._device:
-                self._note(OSError(errno.EBUSY, "a filesystem is mounted here", name))
+                self._note(OSError(errno.EBUSY, "on another filesystem", name))
                 return False
             with os.scandir(fd) as entries:
                 for entry in entries:

@@ -123,8 +123,7 @@ class LocalDriver:
 
     def list(self) -> list[LocalVolume]:
         """Return all volumes, sorted by name."""
-        found = ((name, self._names.data_path(name)) for name in self.names())
-        return [LocalVolume(self, name, path) for name, path in found if path is not None]
+        return [LocalVolume(self, name, path) for name, path in self._names.data_paths()]
 
     def read_record(self, name: str) -> Record | None:
         """Return what the sidecar of the volume ``name`` says, None when there is no volume."""

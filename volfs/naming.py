@@ -49,10 +49,11 @@ class Names:
 
     def all(self) -> list[str]:
         """Return the names of all volumes, sorted."""
-        with scanned(self._directory.fd) as entries:
-            # d_type tells what is no directory without a system call for each entry.
-            found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        return sorted(name for name in found if _is_valid(name) and self._has_data(name))
+        return [name for name, _ in self._all()]
+
+    def data_paths(self) -> list[tuple[str, str]]:
+        """Return the names of all volumes, sorted, with their data paths."""
+        return [(name, self._path(name, mode)) for name, mode in self._all()]
 
     def data_path(self, name: str) -> str | None:
         """Return the absolute real data path of a volume, None when there is none.
@@ -63,9 +64,7 @@ class Names:
         if not _is_valid(name) or not stat.S_ISDIR(self._mode(name)):
             return None
         mode = self._mode(f"{name}/{DATA}")
-        if stat.S_ISDIR(mode):
-            return self.own_path(name)
-        return os.path.realpath(self.own_path(name)) if stat.S_ISLNK(mode) else None
+        return self._path(name, mode) if _is_data(mode) else None
 
     def own_path(self, name: str) -> str:
         """Return the data path of a volume whose ``_data`` is no link."""
@@ -98,9 +97,17 @@ class Names:
         """Have all names on disk."""
         sync_directory(self._directory.fd)
 
-    def _has_data(self, name: str) -> bool:
-        mode = self._mode(f"{name}/{DATA}")
-        return stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
+    def _all(self) -> list[tuple[str, int]]:
+        """Return the names of all volumes, sorted, with st_mode of ``_data``."""
+        with scanned(self._directory.fd) as entries:
+            # d_type tells what is no directory without a system call for each entry.
+            found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+        modes = ((name, self._mode(f"{name}/{DATA}")) for name in found if _is_valid(name))
+        return sorted((name, mode) for name, mode in modes if _is_data(mode))
+
+    def _path(self, name: str, mode: int) -> str:
+        path = self.own_path(name)
+        return os.path.realpath(path) if stat.S_ISLNK(mode) else path
 
     def _mode(self, path: str) -> int:
         """Return st_mode of something below the directory, 0 when it is not there."""
@@ -186,8 +193,8 @@ class Names:
     def _require_inside(self, name: str) -> None:
         if not _is_valid(name):
             raise not_found(name)
-        real = Path(self._root, name, DATA).resolve()
-        if Path(self._root) not in real.parents:
+        real = os.path.realpath(self.own_path(name))
+        if Path(self._root) not in Path(real).parents:
             raise OutsideScopeError(
                 f"volume {name!r} is not removed: its data path is {real}, outside {self._root}; "
                 f"remove the link in {self._root}/{name} by hand"
@@ -200,7 +207,7 @@ class Names:
         It is none of ours, so what it holds is kept in the trash for as long as a volume.
         """
         with opened(".", dir_fd=self._directory.fd) as lock:
-            # Two at a time could take away the volume that the faster one has published since.
+            # Two at a time: the slower one could take away what the faster one has published.
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self.is_taken(name) or self.data_path(name):
                 return
@@ -223,6 +230,10 @@ def not_found(name: str) -> VolumeNotFoundError:
 def exists(name: str) -> VolumeExistsError:
     """Return the error that says so."""
     return VolumeExistsError(f"volume {name!r} exists already")
+
+
+def _is_data(mode: int) -> bool:
+    return stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
 
 
 def _is_valid(name: str) -> bool:

@@ -334,7 +334,7 @@ class Trash:
             name, by = record["name"], record["by"]
             if not (isinstance(name, str) and isinstance(by, str)):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             # Whatever happened to the record, the data can be had back by its id.
             name, by = id, ""
         return RemovedVolume(id, name, _time_of(id), by)

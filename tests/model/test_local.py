@@ -310,6 +310,12 @@ class TestLinks:
         driver.trash.purge()
         assert contents(driver) == {"target": "kept"}
 
+    def test_a_link_to_itself_can_be_removed(self, driver: LocalDriver, scope: Path) -> None:
+        (scope / "volumes" / "vol").mkdir()
+        (scope / "volumes" / "vol" / "_data").symlink_to("_data")
+        driver.remove(driver.get("vol"))
+        assert driver.names() == []
+
     def test_a_link_to_a_missing_place_is_a_volume_that_is_unreachable(
         self, driver: LocalDriver, scope: Path, elsewhere: Path
     ) -> None:

@@ -71,7 +71,7 @@ class TestList:
         (scope / "trash" / "20241231T000000.000000Z-0123456789abcdef").mkdir()
         assert [entry.id for entry in driver.trash.list()] == [id]
 
-    @pytest.mark.parametrize("record", [None, b"", b"[]", b'{"name": 1}', b"\xff"])
+    @pytest.mark.parametrize("record", [None, b"", b"[]", b'{"name": 1}', b"\xff", b"[" * 9999])
     def test_without_its_record_an_entry_goes_by_its_id(
         self, driver: LocalDriver, scope: Path, record: bytes | None
     ) -> None:
