@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,13 +23,19 @@ def volume(tree: Mounted) -> VolumeDir:
 
 
 @pytest.fixture(scope="session")
-def busybox_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root directory with busybox and its applets: all that a container needs here."""
-    require("busybox")
+def busybox() -> Path:
+    """A busybox that runs where there is nothing else, not even a C library."""
+    require("busybox", "ldd")
     busybox = Path(shutil.which("busybox") or "")
-    linking = run("file", "-bL", busybox) if shutil.which("file") else "static"
-    if "static" not in linking:
-        pytest.skip("busybox is not the static one (Debian's busybox-static)")
+    linked = subprocess.run(["ldd", busybox], capture_output=True, text=True, check=False)
+    if not re.search("not a dynamic executable|statically linked", linked.stdout + linked.stderr):
+        pytest.skip("busybox is not linked statically: install Debian's busybox-static")
+    return busybox
+
+
+@pytest.fixture(scope="session")
+def busybox_root(tmp_path_factory: pytest.TempPathFactory, busybox: Path) -> Path:
+    """A root directory with busybox and its applets: all that a container needs here."""
     root = tmp_path_factory.mktemp("busybox") / "root"
     for directory in ("bin", "data", "dev", "etc", "proc", "sys", "tmp"):
         (root / directory).mkdir(parents=True)

@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
-from tests.clients.programs import DEADLINE, end, identity, require, require_root
+from tests.clients.programs import DEADLINE, end, identity, require, require_root, run
 from tests.clients.volumes import VolumeDir
+from tests.conftest import MountFactory, wait_for
 
 Start = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(busybox_root: Path) -> Iterator[Start]:
+def start(busybox: Path, mount: MountFactory) -> Iterator[Start]:
     """Runs a shell command in a sandbox that has the volume at /data."""
     require("bwrap")
     running = []
@@ -26,7 +27,7 @@ def start(busybox_root: Path) -> Iterator[Start]:
         volume: VolumeDir, script: str, *, bind: str = "--bind", user: int | None = None
     ) -> subprocess.Popen[str]:
         command = ["bwrap", "--die-with-parent", "--unshare-all", "--tmpfs", "/"]
-        command += ["--ro-bind", "/bin/busybox", "/bin/busybox"]
+        command += ["--ro-bind", str(busybox), "/bin/busybox"]
         command += ["--proc", "/proc", "--dev", "/dev", bind, str(volume.path), "/data"]
         process = subprocess.Popen(
             [*command, "/bin/busybox", "sh", "-ec", script],
@@ -39,6 +40,7 @@ def start(busybox_root: Path) -> Iterator[Start]:
         running.append(process)
         return process
 
+    # Asking for the mount has the sandboxes ended before it is.
     yield start
     for process in running:
         end(process)
@@ -74,3 +76,23 @@ def test_unprivileged_sandbox_in_a_user_namespace(volume: VolumeDir, start: Star
     assert output == "1000\nmine\n"
     made = (volume.data / "file").stat()
     assert (made.st_uid, made.st_gid) == (1000, 1000)
+
+
+def test_unprivileged_user_serves_and_uses_a_tree(mount: MountFactory, start: Start) -> None:
+    """Without any privilege: the daemon, the mount by fusermount3, and the sandbox."""
+    require("fusermount3")
+    require_root()
+    tree = mount(user=1000)
+    run("mkdir", tree.mnt / "vol", user=1000)
+    volume = VolumeDir.at(tree, "vol")
+    script = "echo mine > /data/file; until [ -e /data/bye ]; do sleep 0.05; done; rm /data/bye"
+    sandbox = start(volume, script, user=1000)
+    file = volume.data / "file"
+    wait_for(lambda: file.exists() and file.read_text() == "mine\n", "the sandbox's file")
+    assert "busy" in run("rmdir", volume.path, user=1000, fails=True)
+    run("touch", volume.path / "bye", user=1000)
+    output, _ = sandbox.communicate(timeout=DEADLINE)
+    assert sandbox.returncode == 0, output
+    assert os.listdir(volume.data) == ["file"]
+    run("rmdir", volume.path, user=1000)
+    assert not volume.data.exists()

@@ -157,3 +157,28 @@ def test_copy_into_and_out_of_a_running_container(
     (volume.path / "out").write_text("from the volume")
     podman("cp", f"{container}:/data/out", tmp_path / "out")
     assert (tmp_path / "out").read_text() == "from the volume"
+
+
+def test_container_that_manages_volumes(tree: Mounted, podman: Podman) -> None:
+    """A container with the whole tree makes and removes volumes like anybody else, and does
+    not keep others from removing them."""
+    script = """
+        mkdir /volumes/made /volumes/kept
+        echo data > /volumes/made/file
+        rmdir /volumes/made
+        mkdir /volumes/.hidden && exit 1
+        touch /volumes/file && exit 1
+        echo data > /volumes/kept/file
+        touch /volumes/kept/ready
+        until [ ! -e /volumes/kept ]; do sleep 0.05; done
+    """
+    container = podman(
+        *("run", "--detach", "--network=none", "--volume", f"{tree.mnt}:/volumes"),
+        *(IMAGE, "sh", "-uc", script),
+    ).strip()
+    kept = VolumeDir.at(tree, "kept")
+    wait_for((kept.data / "ready").exists, "the container's volume")
+    assert os.listdir(tree.mnt) == ["kept"]
+    kept.assert_held_by()
+    kept.remove()
+    assert podman("wait", container).strip() == "0"

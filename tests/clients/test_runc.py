@@ -13,12 +13,13 @@ import pytest
 from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
 from tests.clients.programs import DEADLINE, end, require, require_root, run
 from tests.clients.volumes import VolumeDir
+from tests.conftest import Mounted
 
 Start = Callable[[VolumeDir, str], "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def start(busybox_root: Path, tmp_path: Path) -> Iterator[Start]:
+def start(busybox_root: Path, tmp_path: Path, tree: Mounted) -> Iterator[Start]:
     """Runs a shell command in a container that has the volume at /data."""
     require("runc")
     require_root()
@@ -52,6 +53,7 @@ def start(busybox_root: Path, tmp_path: Path) -> Iterator[Start]:
         )
         return running[container]
 
+    # Asking for the tree has the containers ended before it is.
     yield start
     for container, process in running.items():
         if process.poll() is None:

@@ -13,7 +13,7 @@ import pytest
 
 from tests.clients.programs import end, require, run
 from tests.clients.volumes import VolumeDir
-from tests.conftest import wait_for
+from tests.conftest import Mounted, wait_for
 
 WRITERS = 2
 ROWS = 120
@@ -67,8 +67,9 @@ class Writers:
 
 
 @pytest.fixture
-def writers() -> Iterator[Writers]:
+def writers(tree: Mounted) -> Iterator[Writers]:
     writers = Writers()
+    # Asking for the tree has the writers ended before it is.
     yield writers
     for process in writers.processes:
         end(process)

@@ -286,9 +286,10 @@ class TestEditing:
 
 
 @pytest.fixture
-def children() -> Iterator[list[subprocess.Popen[str]]]:
+def children(tree: Mounted) -> Iterator[list[subprocess.Popen[str]]]:
     """Processes to be ended with the test."""
     started: list[subprocess.Popen[str]] = []
+    # Asking for the tree has them ended before it is.
     yield started
     for process in started:
         end(process)
