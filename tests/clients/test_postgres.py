@@ -175,6 +175,7 @@ def processed(report: str) -> int:
     return int(found[1])
 
 
+@pytest.mark.timeout(300)
 def test_benchmark_crash_and_recovery(postgres: Postgres, volume: VolumeDir) -> None:
     assert (volume.data / "cluster").stat().st_mode & 0o7777 == 0o700
     postgres.start()

@@ -64,12 +64,12 @@ def stress(volume: VolumeDir, stressors: dict[str, int], user: int | None = None
     """Run stressors side by side, each for its number of operations; nothing may fail."""
     words = ["--verify", "--metrics-brief", "--temp-path", str(volume.path)]
     # Far more than it takes; one that is not done by then fails below.
-    words += ["--timeout", "50s"]
+    words += ["--timeout", "80s"]
     for stressor, operations in stressors.items():
         name, *options = stressor.split()
         words += [f"--{name}", "1", f"--{name}-ops", str(operations), *options]
     # Its exit code is not 0 when a stressor fails; see the manual page.
-    printed = run("stress-ng", *words, cwd=volume.path, user=user)
+    printed = run("stress-ng", *words, cwd=volume.path, user=user, timeout=100)
     assert not re.search(r"\bfail:|\bskipp|not implemented", printed), printed
     for stressor, operations in stressors.items():
         name = stressor.split()[0]
