@@ -152,14 +152,18 @@ def _mounting() -> Finding:
     try:
         (_try_as_root if os.geteuid() == 0 else _try_as_user)(directory)
     except OSError as error:
+        reason = error.strerror or str(error)
         fix = "see /dev/fuse and fusermount3 above"
         if error.errno in (errno.EPERM, errno.EACCES) and os.geteuid() == 0:
             fix = "in a container: start it with --cap-add SYS_ADMIN --device /dev/fuse"
         elif error.errno == errno.ENODEV:
             fix = "sudo modprobe fuse"
-        return Finding("mounting", "missing", error.strerror or str(error), fix)
+        elif "mtab" in reason:
+            fix = "sudo ln -s ../proc/self/mounts /etc/mtab"
+        return Finding("mounting", "missing", reason, fix)
     finally:
-        Path(directory).rmdir()
+        with suppress(OSError):
+            Path(directory).rmdir()
     how = "by mount(2)" if os.geteuid() == 0 else "by fusermount3"
     return Finding("mounting", "ok", f"works, {how}")
 
@@ -180,18 +184,24 @@ def _try_as_user(directory: str) -> None:
     # fusermount3 hands the descriptor of the mounted device back over a socket.
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        done = subprocess.run(
-            ["fusermount3", "-o", "fsname=volfs-doctor", "--", directory],
-            env={**os.environ, "_FUSE_COMMFD": str(theirs.fileno())},
-            pass_fds=[theirs.fileno()],
-            capture_output=True,
-            text=True,
-            check=False,
+        _fusermount3("-o", "fsname=volfs-doctor", "--", directory, socket=theirs.fileno())
+    _fusermount3("-u", "-z", "--", directory)
+
+
+def _fusermount3(*words: str, socket: int | None = None) -> None:
+    environment = {**os.environ, "_FUSE_COMMFD": str(socket)}
+    done = subprocess.run(
+        ["fusermount3", *words],
+        env=environment,
+        pass_fds=[] if socket is None else [socket],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise OSError(
+            errno.EPERM, done.stderr.strip() or f"fusermount3 ended with {done.returncode}"
         )
-        if done.returncode != 0:
-            reason = done.stderr.strip().splitlines() or ["fusermount3 failed"]
-            raise OSError(errno.EPERM, reason[-1])
-    subprocess.run(["fusermount3", "-u", "-z", "--", directory], check=False, capture_output=True)
 
 
 def _allow_other() -> Finding:
