@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -165,6 +166,14 @@ class Mounted:
             time.sleep(0.05)
 
 
+def _says_ready(notices: socket.socket) -> bool:
+    """Whether the daemon has sent READY=1, as it does when the mount answers."""
+    try:
+        return b"READY=1" in notices.recv(4096)
+    except TimeoutError:
+        return False
+
+
 def _is_warning(line: str) -> bool:
     return line.startswith(("WARNING", "ERROR", "CRITICAL", "Traceback", "Exception"))
 
@@ -257,24 +266,32 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
         if chosen:
             command += ["-o", ",".join(chosen)]
         log_path = workspace / f"log{number}"
+        notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        stack.enter_context(notices)
+        notices.bind(str(workspace / f"notify{number}"))
+        os.chmod(workspace / f"notify{number}", 0o777)
+        notices.settimeout(0.1)
         with log_path.open("wb") as log:
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **(environment or {})},
+                env={
+                    **os.environ,
+                    "NOTIFY_SOCKET": str(workspace / f"notify{number}"),
+                    **(environment or {}),
+                },
                 preexec_fn=preexec,
                 cwd=Path(__file__).parent.parent,
             )
         mounted = Mounted(scope, mnt, log_path, process, user, allow_warnings)
         started.append(mounted)
         wait_for(
-            lambda: is_mounted(mnt) or process.poll() is not None, f"the mount:\n{mounted.log}"
+            lambda: _says_ready(notices) or process.poll() is not None,
+            f"the mount:\n{mounted.log}",
         )
         assert process.poll() is None, f"volfs mount failed:\n{mounted.log}"
-        if not user:
-            os.stat(mnt)  # answered once it serves
         return mounted
 
     try:

@@ -112,6 +112,11 @@ class TestCheck:
             with pytest.raises(MountError, match="lies inside"):
                 check(str(scope), str(workspace / "mnt"), MountOptions())
 
+    def test_mount_point_inside_the_scope(self, workspace: Path) -> None:
+        (workspace / "volumes" / "mnt").mkdir(parents=True)
+        with pytest.raises(MountError, match="inside the scope"):
+            check(str(workspace), str(workspace / "volumes" / "mnt"), MountOptions())
+
     def test_mounted_already(self, mount: MountFactory) -> None:
         tree = mount()
         with pytest.raises(MountError, match="mount point already"):

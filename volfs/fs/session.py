@@ -44,11 +44,6 @@ def check(scope: str, mountpoint: str, options: MountOptions) -> None:
     """Raise MountError, saying what to do, if the tree of ``scope`` cannot be mounted here."""
     if not os.path.exists(_FUSE_DEVICE):
         raise MountError(f"{_FUSE_DEVICE} is missing: load the module with 'modprobe fuse'")
-    if not os.access(_FUSE_DEVICE, os.R_OK | os.W_OK):
-        raise MountError(
-            f"no permission to open {_FUSE_DEVICE}: 'chmod 666 {_FUSE_DEVICE}' as root allows it,"
-            " as is usual"
-        )
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise MountError(
             "fusermount3 is missing, which mounts for users other than root:"
@@ -77,6 +72,10 @@ def check(scope: str, mountpoint: str, options: MountOptions) -> None:
             f"scope {scope} lies inside the mount point {mountpoint}, which would hide it:"
             " choose another mount point"
         )
+    if real.startswith(source + "/"):
+        raise MountError(
+            f"mount point {mountpoint} lies inside the scope {scope}: choose one beside it"
+        )
     if os.path.ismount(real):
         raise MountError(
             f"{mountpoint} is a mount point already: unmount it first, or choose another"
@@ -99,6 +98,11 @@ def check(scope: str, mountpoint: str, options: MountOptions) -> None:
                 "allow-other needs the line 'user_allow_other' in /etc/fuse.conf for users"
                 " other than root"
             )
+    if not os.access(_FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise MountError(
+            f"no permission to open {_FUSE_DEVICE}: 'chmod 666 {_FUSE_DEVICE}' as root allows it,"
+            " as is usual"
+        )
 
 
 async def serve(
@@ -117,6 +121,7 @@ async def serve(
     """
     caller = Caller()
     caller.take_privileges()
+    logging.getLogger("pyfuse3").addFilter(_is_news)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     scope_fd = os.open(scope, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     inodes = InodeTable(limit)
@@ -252,6 +257,15 @@ def _mount_options(scope: str, options: MountOptions) -> set[str]:
     if options.noexec:
         chosen.add("noexec")
     return chosen
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of pyfuse3 is worth a line. That a reply comes too late is not: ENOENT
+    says that the kernel has given the request up, as it does when unmounting."""
+    return not (
+        record.msg.endswith("fuse_reply_* failed with %s")
+        and record.args == (os.strerror(errno.ENOENT),)
+    )
 
 
 def _users_may_allow_other() -> bool:
