@@ -100,11 +100,14 @@ class Filesystem:
         self.handles = HandleTable()
         self._scope_fd = os.open(scope, os.O_RDONLY | os.O_DIRECTORY)
         self.root_inode = self.inodes.make_root(self._scope_fd)
-        self.tree = Tree(self.inodes, self.handles, Caller(), cache)
+        self.caller = Caller()
+        self.tree = Tree(self.inodes, self.handles, self.caller, cache)
         self.root = Root(
             self.store, self.inodes, self.handles, self.tree, MountOptions(cache=cache)
         )
-        self.operations = VolumeFS(self.inodes, self.handles, self.root, self.tree, self._scope_fd)
+        self.operations = VolumeFS(
+            self.inodes, self.handles, self.root, self.tree, self.caller, self._scope_fd
+        )
 
     def close(self) -> None:
         self.handles.close()
