@@ -9,11 +9,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
+import pytest
+
 from volfs import syscalls
 
 T = TypeVar("T")
 
 NOBODY = 65534
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
 CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x4000 | 0x40000
 
@@ -23,6 +26,8 @@ class Child:
 
     def __init__(self, function: Callable[[], object], *, user: int = 0, mounts: bool = False):
         """``user`` is whom it runs as; with ``mounts`` it has a mount namespace of its own."""
+        if (user or mounts) and os.geteuid() != 0:
+            pytest.skip("needs root, to become another user or to mount")
         reader, writer = os.pipe()
         self.pid = os.fork()
         if self.pid == 0:

@@ -7,6 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 from volfs.local import LocalDriver
+from volfs.volume import Owner
+
+SOMEBODY = Owner(1000, 1000) if os.geteuid() == 0 else Owner(os.geteuid(), os.getegid(), 0o700)
+"""Somebody a volume can be made for."""
 
 
 class OpenDriver(Protocol):

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.scopes import OpenDriver, write
+from tests.model.scopes import SOMEBODY, OpenDriver, write
 from volfs import naming, syscalls
 from volfs.local import LocalDriver
-from volfs.volume import Owner
 
 Place = tuple[int, int]
 
@@ -112,7 +111,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 
 def create(driver: LocalDriver) -> None:
-    driver.create("new", {"mode": "750"}, labels={"a": "b"}, owner=Owner(1000, 1000))
+    driver.create("new", {"mode": "750"}, labels={"a": "b"}, owner=SOMEBODY)
 
 
 def find_existing(driver: LocalDriver) -> None:

@@ -18,11 +18,10 @@ from pathlib import Path
 import pytest
 
 from tests.model.children import Child
-from tests.model.scopes import age, contents, hidden_entries, removed_contents, write
+from tests.model.scopes import SOMEBODY, age, contents, hidden_entries, removed_contents, write
 from volfs import naming
 from volfs.errors import VolumeExistsError, VolumeNotFoundError
 from volfs.local import LocalDriver
-from volfs.volume import Owner
 
 CHANGING = ("mkdir", "rename", "open", "write", "fsync", "fchown", "fchmod", "unlink", "rmdir")
 
@@ -64,8 +63,7 @@ def prepare(scope: Path) -> None:
 
 
 def create(driver: LocalDriver) -> None:
-    owner = Owner(1000, 1000)
-    driver.create("new", {"mode": "750"}, labels={"a": "b"}, owner=owner, exclusive=True)
+    driver.create("new", {"mode": "750"}, labels={"a": "b"}, owner=SOMEBODY, exclusive=True)
 
 
 def adopt(driver: LocalDriver) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.children import NOBODY, in_child
+from tests.model.children import NOBODY, in_child, needs_root
 from tests.model.scopes import contents, write
 from volfs import syscalls
 from volfs.errors import ScopeError, VolumeNotFoundError
@@ -100,6 +100,7 @@ def test_without_permission_it_says_what_to_do(workspace: Path, scope: Path) -> 
     assert "no permission" in in_child(lambda: refusal(missing), user=NOBODY)
 
 
+@needs_root
 def test_a_user_can_have_a_scope_below_what_he_cannot_list(workspace: Path) -> None:
     homes = workspace / "homes"
     home = homes / "me"

@@ -11,6 +11,7 @@ import threading
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -332,38 +333,45 @@ class TestThreads:
     def test_what_is_acquired_is_never_removed(self, store: VolumeStore) -> None:
         names = ("a", "b")
         lost = []
+        ended = threading.Event()
 
-        def user(number: int) -> None:
+        def user(number: int) -> int:
+            created = 0
             chance = random.Random(number)
             for _ in range(60):
                 name = chance.choice(names)
                 try:
                     volume = store.acquire(name, f"user {number}")
                 except VolumeNotFoundError:
-                    store.create(name)
+                    with suppress(VolumeExistsError):
+                        store.create(name, exclusive=True)
+                        created += 1
                     continue
                 if not os.path.isdir(volume.path):
                     lost.append(name)
                 store.release(name, f"user {number}")
+            return created
 
         def remover(number: int) -> int:
             removed = 0
             chance = random.Random(number)
-            for _ in range(100):
-                try:
+            while not ended.is_set():
+                with suppress(VolumeInUseError, VolumeNotFoundError):
                     store.remove(chance.choice(names))
                     removed += 1
-                except (VolumeInUseError, VolumeNotFoundError):
-                    pass
             return removed
 
         with ThreadPoolExecutor(6) as threads:
             removers = [threads.submit(remover, number) for number in range(2)]
             users = [threads.submit(user, number) for number in range(4)]
-            for done in users:
-                done.result(DEADLINE)
-            assert sum(done.result(DEADLINE) for done in removers) > 0
+            try:
+                created = sum(done.result(DEADLINE) for done in users)
+            finally:
+                ended.set()
+            removed = sum(done.result(DEADLINE) for done in removers)
         assert lost == []
+        assert created == removed + len(store.names())
+        assert created > 0
         assert all(store.references(name) == frozenset() for name in names)
 
     def test_exchanges_in_either_order_do_not_block_each_other(
