@@ -249,7 +249,7 @@ def _scope(scope: Path) -> Iterator[Finding]:
 def _has_handles(directory: Path) -> bool:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        handle = syscalls.name_to_handle_at(fd)
+        handle, _ = syscalls.name_to_handle_at(fd)
         if os.geteuid() == 0:
             os.close(syscalls.open_by_handle_at(fd, handle, os.O_PATH))
     except OSError:
