@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.filesystems import BenchError
-from benchmarks.report import BASE, multiple
+from benchmarks.report import BASE
 
 # Readable on white and on black alike, told apart by shape as well as by colour.
 _INK = "#7d8590"
@@ -61,9 +61,7 @@ def draw(run: dict[str, Any], path: Path) -> None:
                     zorder=4 if ours else 3, linewidths=0,
                 )  # fmt: skip
         axes.axvline(1, color=_INK, linewidth=1.2)
-        axes.xaxis.set_major_formatter(
-            lambda value, _: f"{multiple(value).rstrip('0').rstrip('.')}×"
-        )
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
         axes.grid(axis="both", color=_INK, alpha=0.25, linewidth=0.6)
         axes.set_axisbelow(True)
         axes.set_yticks(range(len(lines)), [title for title, _ in lines])

@@ -162,12 +162,15 @@ def mounted(
 
 def _end(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
     """Unmount and wait for the daemon to end; by force if it will not."""
+    if not _is_mountpoint(mountpoint):
+        daemon.terminate()  # still on its way up
     unmount(mountpoint)
     try:
         daemon.wait(timeout=5)
     except subprocess.TimeoutExpired:
         daemon.kill()
         daemon.wait()
+    unmount(mountpoint)
 
 
 def unmount(mountpoint: Path) -> None:

@@ -178,7 +178,9 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 def _sizes(options: argparse.Namespace) -> Sizes:
     if options.quick:
-        return Sizes(names=300, files=1000, repository=300, data=64 * MIB, small_io=4 * MIB)
+        return Sizes(
+            names=300, listing=2000, files=1000, repository=300, data=64 * MIB, small_io=4 * MIB
+        )
     return Sizes(files=20_000) if options.full else Sizes()
 
 

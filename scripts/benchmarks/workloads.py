@@ -34,7 +34,7 @@ class Group(Enum):
 class Sizes:
     """How much of everything; data sizes in bytes."""
 
-    names: int = 1000
+    names: int = 500
     listing: int = 10_000
     files: int = 5000
     repository: int = 1000
@@ -152,8 +152,8 @@ def _metadata() -> list[Workload]:
         return Workload(f"cached/{name}", title, cached, "call", prepare, run, warm_up)
 
     def listing(group: Group, name: str, title: str, operation: str) -> Workload:
-        run = _client(operation, 2)
-        warm_up = _client(operation) if group is cached else None
+        run = _client(operation)
+        warm_up = run if group is cached else None
         return Workload(
             name, title, group, "entry", _prepare_listing, run, warm_up, fixture="listing"
         )
@@ -168,13 +168,13 @@ def _metadata() -> list[Workload]:
         calls("mkdir", "mkdir", "mkdir", None),
         calls("rmdir", "rmdir", "rmdir", "mkdir"),
         calls("absent", "stat of an absent name", "missing", None),
-        listing(uncached, "uncached/list", "list 10,000 entries", "list"),
-        listing(uncached, "uncached/list-stat", "list and stat 10,000", "liststat"),
+        listing(uncached, "uncached/list", "list, per entry", "list"),
+        listing(uncached, "uncached/list-stat", "list + stat, per entry", "liststat"),
         repeated("stat", "stat", "stat", "create", 20),
-        repeated("open", "open + close", "open", "create", 5),
+        repeated("open", "open + close", "open", "create", 2),
         repeated("absent", "stat of an absent name", "missing", None, 20),
-        listing(cached, "cached/list", "list 10,000 entries", "list"),
-        listing(cached, "cached/list-stat", "list and stat 10,000", "liststat"),
+        listing(cached, "cached/list", "list, per entry", "list"),
+        listing(cached, "cached/list-stat", "list + stat, per entry", "liststat"),
     ]
 
 
