@@ -17,6 +17,7 @@ import pytest
 from tests.model.children import NOBODY, all_at_once, in_child, needs_root
 from tests.model.test_scope import mount_tmpfs
 from volfs.deletion import delete_tree
+from volfs.trash import never
 
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
@@ -28,10 +29,6 @@ def top(workspace: Path) -> Path:
     path = workspace / "doomed"
     path.mkdir()
     return path
-
-
-def never() -> bool:
-    return False
 
 
 def delete(top: Path) -> bool:

@@ -22,6 +22,7 @@ from tests.model.scopes import SOMEBODY, age, contents, hidden_entries, removed_
 from volfs import naming
 from volfs.errors import VolumeExistsError, VolumeNotFoundError
 from volfs.local import LocalDriver
+from volfs.trash import never
 
 CHANGING = ("mkdir", "rename", "open", "write", "fsync", "fchown", "fchmod", "unlink", "rmdir")
 
@@ -29,10 +30,6 @@ CHANGING = ("mkdir", "rename", "open", "write", "fsync", "fchown", "fchmod", "un
 @pytest.fixture
 def scope(quick_scope: Path) -> Path:
     return quick_scope
-
-
-def never() -> bool:
-    return False
 
 
 @dataclass(frozen=True)

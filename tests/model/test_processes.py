@@ -18,6 +18,7 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.local import LocalDriver
+from volfs.trash import never
 
 NAMES = ("a", "b", "c")
 
@@ -25,10 +26,6 @@ NAMES = ("a", "b", "c")
 @pytest.fixture
 def scope(quick_scope: Path) -> Path:
     return quick_scope
-
-
-def never() -> bool:
-    return False
 
 
 def each(functions: list[Callable[[LocalDriver], object]], scope: Path) -> list[object]:

@@ -28,14 +28,11 @@ from volfs.errors import (
 )
 from volfs.local import LocalDriver
 from volfs.store import DriverRegistry, VolumeStore
+from volfs.trash import never
 from volfs.usage import Holder
 from volfs.volume import Volume
 
 DEADLINE = 20.0
-
-
-def never() -> bool:
-    return False
 
 
 @pytest.fixture

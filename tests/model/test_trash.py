@@ -25,10 +25,7 @@ from tests.model.test_scope import MS_BIND, mount_tmpfs
 from volfs import syscalls
 from volfs.errors import InvalidNameError, VolumeExistsError, VolumeNotFoundError
 from volfs.local import LocalDriver
-
-
-def never() -> bool:
-    return False
+from volfs.trash import never
 
 
 def remove(driver: LocalDriver, name: str, text: str = "", by: str = "") -> str:
