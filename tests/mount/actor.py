@@ -14,6 +14,7 @@ import stat
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from volfs import syscalls
@@ -21,10 +22,13 @@ from volfs import syscalls
 Outcome = tuple[str, Any]
 """("ok", value) or ("error", name of the errno)."""
 
+_libc = ctypes.CDLL(None, use_errno=True)
+
 _DAY_NS = 86400 * 10**9
 _REPLY_DEADLINE = 30.0
 _CAP_FSETID = 1 << syscalls.CAP_FSETID
 
+AT_SYMLINK_FOLLOW = 0x400
 NOW = "now"
 OMIT = "omit"
 Time = int | str
@@ -52,11 +56,50 @@ class Actor:
 
     def close(self) -> None:
         """End the process; its files are closed."""
+        # Closing the pipe would not do: processes forked later have a copy of this end.
+        self._pipe.send(None)
         self._pipe.close()
-        self._process.join(1.0)
+        self._process.join(_REPLY_DEADLINE)
         if self._process.is_alive():
             self._process.kill()
             self._process.join()
+
+
+class Sides:
+    """Two directories and in each the same actors: the plain one, then the one compared.
+
+    ``groups`` says who acts, as {uid: supplementary groups}.
+    """
+
+    def __init__(self, tops: tuple[Path, Path], groups: dict[int, list[int]]) -> None:
+        self.tops = tops
+        self._actors = [
+            {uid: Actor(uid, uid, groups[uid]) for uid in groups} for _ in range(len(tops))
+        ]
+
+    def enter(self, directory: str) -> None:
+        """Send all actors to this directory below their top."""
+        for top, actors in zip(self.tops, self._actors, strict=True):
+            for actor in actors.values():
+                assert actor("enter", os.fsencode(top / directory))[0] == "ok"
+
+    def leave(self) -> None:
+        """Make all actors close their files and go."""
+        for actors in self._actors:
+            for actor in actors.values():
+                assert actor("leave")[0] == "ok"
+
+    def same(self, user: int, action: str, *arguments: Any) -> Outcome:
+        """Let both sides do it; the outcome, which must be the same."""
+        plain, tree = (actors[user](action, *arguments) for actors in self._actors)
+        assert tree == plain, f"as {user}: {action}{arguments!r}: {tree}, not {plain}"
+        return tree
+
+    def close(self) -> None:
+        """End all actors."""
+        for actors in self._actors:
+            for actor in actors.values():
+                actor.close()
 
 
 def _serve(pipe: Connection, uid: int, gid: int, groups: list[int]) -> None:
@@ -70,10 +113,10 @@ def _serve(pipe: Connection, uid: int, gid: int, groups: list[int]) -> None:
         syscalls.capset(effective & ~_CAP_FSETID, permitted, inheritable)
     actions = Actions()
     while True:
-        try:
-            action, arguments = pipe.recv()
-        except EOFError:
+        order = pipe.recv()
+        if order is None:
             return
+        action, arguments = order
         outcome: Outcome
         try:
             outcome = ("ok", getattr(actions, action)(*arguments))
@@ -128,6 +171,8 @@ class Actions:
         return os.pwrite(self._files[number], data, offset)
 
     def lseek(self, number: int, offset: int, whence: int) -> int:
+        if stat.S_ISDIR(os.fstat(self._files[number]).st_mode):
+            offset, whence = 0, os.SEEK_SET  # other offsets are each filesystem's own
         return os.lseek(self._files[number], offset, whence)
 
     def ftruncate(self, number: int, size: int) -> None:
@@ -177,7 +222,10 @@ class Actions:
         syscalls.renameat2(syscalls.AT_FDCWD, path, syscalls.AT_FDCWD, new_path, flags)
 
     def link(self, path: bytes, new_path: bytes, follow: bool) -> Any:
-        os.link(path, new_path, follow_symlinks=follow)
+        # os.link follows a link only when told of a directory.
+        flags = AT_SYMLINK_FOLLOW if follow else 0
+        if _libc.linkat(syscalls.AT_FDCWD, path, syscalls.AT_FDCWD, new_path, flags) != 0:
+            raise OSError(ctypes.get_errno(), "linkat")
         return describe(os.lstat(path)), describe(os.lstat(new_path))
 
     def symlink(self, target: bytes, path: bytes) -> Any:
@@ -268,9 +316,6 @@ def _times(status: os.stat_result) -> tuple[int | str, int | str]:
 
 class _Timespec(ctypes.Structure):
     _fields_ = (("sec", ctypes.c_long), ("nsec", ctypes.c_long))
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def _utimensat(fd: int, path: bytes | None, atime: Time, mtime: Time, flags: int) -> None:
