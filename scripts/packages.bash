@@ -41,19 +41,15 @@ install_needed() {
     echo "$line"
     # invoke-rc.d(8) starts nothing while this file says 101. One that is there is left alone.
     local policy=/usr/sbin/policy-rc.d
-    local made=""
-    if [ ! -e $policy ]; then
-        made=yes
-        printf '#!/bin/sh\nexit 101\n' | "${become[@]}" tee $policy >/dev/null
-        "${become[@]}" chmod 755 $policy
-    fi
-    local failed=""
-    "${become[@]}" env DEBIAN_FRONTEND=noninteractive bash -c \
-        "apt-get update -qq && $line -qq" >/dev/null || failed=yes
-    if [ -n "$made" ]; then
-        "${become[@]}" rm -f $policy
-    fi
-    if [ -n "$failed" ]; then
+    if ! (
+        if [ ! -e $policy ]; then
+            trap '"${become[@]}" rm -f $policy' EXIT
+            printf '#!/bin/sh\nexit 101\n' | "${become[@]}" tee $policy >/dev/null
+            "${become[@]}" chmod 755 $policy
+        fi
+        "${become[@]}" env DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1 bash -c \
+            "apt-get update -qq && $line -qq" </dev/null >/dev/null
+    ); then
         printf 'apt-get failed; please run: %s\n' "$line" >&2
         return 1
     fi
