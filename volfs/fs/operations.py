@@ -109,6 +109,7 @@ class VolumeFS(pyfuse3.Operations):
         self._scope_fd = scope_fd
         self._limiters: WeakValueDictionary[object, trio.CapacityLimiter] = WeakValueDictionary()
         self._stalled_until = 0
+        self.in_threads = 0
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
         self._buffer = bytearray(_READ_BUFFER)
         self.volume_removed = trio.Event()
@@ -130,11 +131,13 @@ class VolumeFS(pyfuse3.Operations):
             self._caller.separate_umask()
             return call()
 
+        self.in_threads += 1
         for inode in inodes:
             inode.pins += 1
         try:
             return await trio.to_thread.run_sync(separately, limiter=limiter)
         finally:
+            self.in_threads -= 1
             for inode in inodes:
                 inode.pins -= 1
 

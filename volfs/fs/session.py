@@ -22,6 +22,7 @@ from volfs.errors import MountError
 from volfs.fs.caller import Caller
 from volfs.fs.handles import HandleTable
 from volfs.fs.inodes import InodeTable
+from volfs.fs.kernel.drain import Drain
 from volfs.fs.operations import VolumeFS
 from volfs.fs.options import MountOptions
 from volfs.fs.root import Root
@@ -32,7 +33,7 @@ from volfs.usage import tree_mounts
 log = logging.getLogger(__name__)
 
 _FUSE_DEVICE = "/dev/fuse"
-_TASKS = 4096
+_TASKS = 1024
 """Requests in progress at once; those beyond wait in the kernel. High, since requests waiting
 for a filesystem that hangs must not keep the others from being read."""
 
@@ -137,9 +138,10 @@ async def serve(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         try:
             _mount(operations, scope, target, options)
+            drain = _drain(operations)
             try:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_unmount_upon, signals, target)
+                    nursery.start_soon(_unmount_upon, signals, target, drain)
                     nursery.start_soon(_housekeep, store, operations, caller, options, stopping)
                     nursery.start_soon(_sweep, inodes)
                     nursery.start_soon(_announce, target, ready)
@@ -295,7 +297,22 @@ async def _announce(target: str, ready: Callable[[], None]) -> None:
     ready()
 
 
-async def _unmount_upon(signals: AsyncIterator[int], target: str) -> None:
+def _drain(operations: VolumeFS) -> Drain | None:
+    devices = [fd for fd in map(int, os.listdir("/proc/self/fd")) if _is_fuse_device(fd)]
+    if len(devices) != 1:
+        log.info("the descriptor of %s was not found: requests are not drained", _FUSE_DEVICE)
+        return None
+    return Drain.install(devices[0], lambda: operations.in_threads > 0)
+
+
+def _is_fuse_device(fd: int) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}") == _FUSE_DEVICE
+    except FileNotFoundError:  # the descriptor that the listing was read from
+        return False
+
+
+async def _unmount_upon(signals: AsyncIterator[int], target: str, drain: Drain | None) -> None:
     number = await anext(signals)
     log.info("unmounting upon %s", signal.Signals(number).name)
     try:
@@ -304,6 +321,8 @@ async def _unmount_upon(signals: AsyncIterator[int], target: str) -> None:
     except MountError as error:
         log.info("%s; it goes away for new users, and for all when the daemon ends", error)
     pyfuse3.terminate()
+    if drain is not None:
+        drain.close()
 
 
 async def _housekeep(
