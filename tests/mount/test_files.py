@@ -26,6 +26,7 @@ import pytest
 from tests.conftest import Mounted, MountFactory, wait_for
 from tests.mount.children import USER, Child, run_as
 from tests.mount.comparing import Pair, outcome
+from volfs import syscalls
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -739,7 +740,7 @@ def test_a_deep_tree_with_few_descriptors_in_a_mount_of_a_user(mount: MountFacto
         here = os.open(".", os.O_RDONLY | os.O_PATH)
         os.chdir(tree.mnt / "v")
         for number in range(300):  # which drives the others out
-            Path(f"f{number}").touch()
+            os.mkdir(f"other{number}")
         for _ in range(3):
             os.stat("bottom", dir_fd=here)
             os.close(os.open("bottom", os.O_RDWR, dir_fd=here))
@@ -749,6 +750,45 @@ def test_a_deep_tree_with_few_descriptors_in_a_mount_of_a_user(mount: MountFacto
 
     assert run_as(work) == len(b"reached")
     subprocess.run(["rm", "-rf", tree.data("v") / "d"], check=True)
+
+
+def test_what_was_renamed_is_found_again_in_a_mount_of_a_user(mount: MountFactory) -> None:
+    """The same, when the names on the way have changed since."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+
+    tree = mount(user=USER, preexec=limit)
+
+    def work() -> list[bytes]:
+        top = tree.mnt / "v"
+        held = {}
+        for name in ("moved", "into", "one", "two", "over"):
+            (top / name / "sub").mkdir(parents=True)
+            (top / name / "sub" / "f").write_bytes(name.encode())
+            held[name] = os.open(top / name / "sub", os.O_PATH)
+        (top / "moved").rename(top / "renamed")
+        (top / "into").rename(top / "renamed" / "into")
+        syscalls.renameat2(
+            syscalls.AT_FDCWD,
+            os.fsencode(top / "one"),
+            syscalls.AT_FDCWD,
+            os.fsencode(top / "two" / "sub"),
+            syscalls.RENAME_EXCHANGE,
+        )
+        (top / "empty").mkdir()
+        (top / "over").rename(top / "empty")
+        for number in range(300):
+            (top / f"other{number}").mkdir()  # which drives the others out
+        told = []
+        for fd in held.values():
+            file = os.open("f", os.O_RDONLY, dir_fd=fd)
+            told.append(os.read(file, 10))
+            os.close(file)
+            os.close(fd)
+        return told
+
+    assert run_as(work) == [b"moved", b"into", b"one", b"two", b"over"]
 
 
 # -- symlinks
