@@ -445,3 +445,15 @@ def test_labels_are_set_by_whom_the_volume_belongs_to(mount: MountFactory) -> No
     with answers(errno.EACCES):
         as_user(NOBODY, lambda: os.setxattr(tree.mnt / "mine", "volfs.label.a", b"c"))
     assert os.getxattr(tree.mnt / "mine", "volfs.label.a") == b"b"
+
+
+def test_a_removed_directory_lists_as_empty(volume: Path) -> None:
+    (volume / "dir").mkdir()
+    (volume / "dir" / "file").touch()
+    fd = os.open(volume / "dir", os.O_RDONLY)
+    (volume / "dir" / "file").unlink()
+    (volume / "dir").rmdir()
+    try:
+        assert os.listdir(fd) == []
+    finally:
+        os.close(fd)

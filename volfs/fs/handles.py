@@ -37,7 +37,7 @@ class DirectoryHandle:
     directory as they are asked for; rewinding (offset 0) starts a new listing.
     """
 
-    __slots__ = ("_names", "_source", "fd", "inode", "pid")
+    __slots__ = ("_error", "_names", "_source", "fd", "inode", "pid")
 
     def __init__(self, fd: int, inode: Inode, pid: int) -> None:
         self.fd = fd
@@ -45,21 +45,34 @@ class DirectoryHandle:
         self.pid = pid
         self._names: list[str] = []
         self._source: Iterator[os.DirEntry[str]] | None = None
+        self._error: OSError | None = None
 
     def rewind(self) -> None:
         """Forget the listing; the next one shows the directory as it is then."""
         self.end()
         self._names = []
+        self._error = None
         os.lseek(self.fd, 0, os.SEEK_SET)
         self._source = os.scandir(self.fd)
 
     def name(self, position: int) -> str | None:
-        """The name at ``position`` (0 is the first), or None past the end."""
+        """The name at ``position`` (0 is the first), or None past the end.
+
+        Raises the OSError with which reading the directory ended, as often as asked.
+        """
         names = self._names
-        if self._source is None and not names:
+        if self._source is None and not names and self._error is None:
             self.rewind()
         while position >= len(names):
-            entry = next(self._source, None) if self._source is not None else None
+            if self._error is not None:
+                raise self._error
+            try:
+                entry = next(self._source, None) if self._source is not None else None
+            except FileNotFoundError:
+                entry = None  # the directory itself was removed, and so is empty
+            except OSError as error:
+                self._error = error
+                raise
             if entry is None:
                 self.end()
                 return None

@@ -76,7 +76,7 @@ class Inode:
         self.opens: list[FileHandle | DirectoryHandle] | None = None
         self.pins = 0
         self.gone = False
-        self.version: tuple[int, int] | None = None
+        self.version: tuple[int, int, int] | None = None
 
     @property
     def volume_top(self) -> Inode:
@@ -93,16 +93,19 @@ class Inode:
 class InodeTable:
     """All inodes the kernel knows. Safe to use from worker threads.
 
-    ``descriptors`` is how many the process may have. Three quarters of them at most are kept
-    O_PATH, fewer when many files are open.
+    ``descriptors`` is how many the process may have, ``reserved`` how many of them are for other
+    things than inodes and what is open in the tree. Three quarters at most are kept O_PATH,
+    fewer when many files are open.
     """
 
-    def __init__(self, descriptors: int) -> None:
+    def __init__(self, descriptors: int, reserved: int = 0) -> None:
         self._limit = descriptors
-        self._capacity = max(descriptors * 3 // 4, _LEAST)
+        self._reserved = reserved + max(_LEAST, descriptors // 64)
+        self._capacity = 0
+        self._recent: OrderedDict[Inode, None] = OrderedDict()
+        self.make_room(0)
         self._lock = threading.RLock()
         self._nodes: dict[int, Inode] = {}
-        self._recent: OrderedDict[Inode, None] = OrderedDict()
         self._devices: dict[int, Device] = {}
         self.root: Inode | None = None
 
@@ -258,7 +261,7 @@ class InodeTable:
     def make_room(self, opens: int) -> None:
         """Adapt to ``opens`` descriptors being used by open files and directories."""
         self._capacity = max(
-            min(self._limit * 3 // 4, self._limit - self._limit // 16 - opens), _LEAST
+            min(self._limit * 3 // 4, self._limit - self._reserved - opens), _LEAST
         )
         if len(self._recent) > self._capacity:
             with self._lock:

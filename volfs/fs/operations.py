@@ -314,7 +314,8 @@ class VolumeFS(pyfuse3.Operations):
         return reply
 
     def _make_room(self) -> None:
-        self._inodes.make_room(self._handles.open_files + self._handles.open_directories)
+        # A directory being listed has a second descriptor.
+        self._inodes.make_room(self._handles.open_files + 2 * self._handles.open_directories)
 
     @boundary
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:

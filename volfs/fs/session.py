@@ -125,7 +125,7 @@ async def serve(
     logging.getLogger("pyfuse3").addFilter(_is_news)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     scope_fd = os.open(scope, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    inodes = InodeTable(limit)
+    inodes = InodeTable(limit, reserved=len(os.listdir("/proc/self/fd")))
     handles = HandleTable()
     inodes.make_root(scope_fd)
     tree = Tree(inodes, handles, caller, options.cache)
@@ -318,7 +318,7 @@ async def _unmount_upon(signals: AsyncIterator[int], target: str, drain: Drain |
     try:
         # The event loop goes on serving while the kernel writes back and unmounts.
         await trio.to_thread.run_sync(unmount, target)
-    except MountError as error:
+    except (MountError, OSError) as error:
         log.info("%s; it goes away for new users, and for all when the daemon ends", error)
     pyfuse3.terminate()
     if drain is not None:

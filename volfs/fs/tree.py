@@ -233,7 +233,8 @@ class Tree:
         if self._cache is CachePolicy.NEVER:
             return False
         status = os.fstat(handle.fd)
-        version = (status.st_mtime_ns, status.st_size)
+        # ctime tells what was made to look unchanged (touch -r, rsync --times).
+        version = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         same = handle.inode.version == version
         handle.inode.version = version
         return same
@@ -294,7 +295,8 @@ class Tree:
             above = inode.parent or inode
             if not self._dot(above, b"..", handle.fd, token, 2):
                 return
-        first = position = max(start, 2)
+        position = max(start, 2)
+        replied = position > start
         inodes = self._inodes
         reply = pyfuse3.readdir_reply
         while True:
@@ -302,20 +304,22 @@ class Tree:
                 text = handle.name(position - 2)
                 if text is None:
                     return
-                position += 1
                 name = os.fsencode(text)
                 status = os.stat(text, dir_fd=handle.fd, follow_symlinks=False)
                 child = inodes.remember(status, inode, name, -1, lookups=0)
             except FileNotFoundError:
+                position += 1
                 continue  # deleted since it was read
             except OSError:
-                if position - 1 > first:
+                if replied:
                     return  # what there is counts as looked up; the next request meets the error
                 raise
+            position += 1
             if not reply(token, name, self.attributes(child, status), position):
                 inodes.discard(child)
                 return
             child.lookups += 1
+            replied = True
 
     def _dot(self, inode: Inode, name: bytes, fd: int, token: ReaddirToken, position: int) -> bool:
         entry = EntryAttributes()
