@@ -18,22 +18,6 @@ from volfs.cli import cli
 ROOT = Path(__file__).parent.parent.parent
 PROGRAM = [sys.executable, "-m", "volfs"]
 HELPER = [sys.executable, "-c", "from volfs.cli.fstab import main; main()"]
-AS_USER = """
-import os, sys
-import trio, volfs.cli, volfs.cli.daemon, volfs.cli.machine, volfs.cli.mounting
-import volfs.cli.volumes, volfs.fs.session, volfs.local, volfs.store
-from volfs.syscalls import prctl
-uid = int(sys.argv.pop(1))
-os.setgroups([])
-os.setgid(uid)
-os.setuid(uid)
-PR_SET_DUMPABLE = 4
-prctl(PR_SET_DUMPABLE, 1)
-os.environ["HOME"] = "/nonexistent"
-volfs.cli.main()
-"""
-"""Becomes a user after the imports: the interpreter may lie where only root can read it.
-What execve(2) would have done for /proc/self, prctl does."""
 
 
 @dataclass(frozen=True)
@@ -64,12 +48,8 @@ def program(
     *words: str | Path,
     command: list[str] = PROGRAM,
     environment: Mapping[str, str] | None = None,
-    user: int | None = None,
 ) -> Result:
-    """Run a command as a program, by default ``volfs``. With ``user``, ``command`` is only what
-    comes before a ``volfs`` that runs as that user."""
-    if user is not None:
-        command = [*command, sys.executable, "-c", AS_USER, str(user)]
+    """Run a command as a program, by default ``volfs``."""
     done = subprocess.run(
         [*command, *map(str, words)],
         capture_output=True,

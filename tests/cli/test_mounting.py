@@ -9,14 +9,17 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.cli.running import PROGRAM, ROOT, Result, elsewhere, process, program
-from tests.conftest import NOBODY, Mounted, MountFactory, is_mounted, wait_for
+from tests.cli.running import PROGRAM, ROOT, Result, program
+from tests.conftest import NOBODY, Mounted, is_mounted, wait_for
+from tests.unprivileged import shared
 from volfs import syscalls
 from volfs.usage import tree_mounts
 
@@ -308,31 +311,49 @@ class TestUmount:
         assert tree.process.wait(20) == 0
 
 
+@contextmanager
+def foreground(place: Background, notify: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*PROGRAM, "mount", "-f", place.scope, place.mnt],
+        env={**os.environ, "NOTIFY_SOCKET": notify},
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    with process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
 class TestForeground:
     @pytest.mark.parametrize("abstract", [False, True])
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_tells_the_service_manager(
-        self, mount: MountFactory, workspace: Path, abstract: bool, number: int
+        self, place: Background, workspace: Path, abstract: bool, number: int
     ) -> None:
         address = f"\0volfs-test-{os.getpid()}" if abstract else str(workspace / "notify")
+        shown = "@" + address[1:] if abstract else address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
             manager.bind(address)
             manager.settimeout(20)
-            shown = "@" + address[1:] if abstract else address
-            tree = mount(environment={"NOTIFY_SOCKET": shown})
-            told = manager.recv(4096).decode().splitlines()
-            assert told[0] == "READY=1"
-            os.listdir(tree.mnt)
-            tree.process.send_signal(number)
-            assert manager.recv(4096) == b"STOPPING=1"
-        assert tree.process.wait(20) == 0
-        assert not is_mounted(tree.mnt)
+            with foreground(place, shown) as process:
+                told = manager.recv(4096).decode().splitlines()
+                assert told == ["READY=1", f"STATUS=Serving {place.scope}"]
+                os.listdir(place.mnt)
+                process.send_signal(number)
+                assert manager.recv(4096) == b"STOPPING=1"
+                assert process.wait(20) == 0
+                assert process.stderr and process.stderr.read() == ""
+        assert not is_mounted(place.mnt)
 
-    @pytest.mark.allow_warnings
-    def test_a_manager_that_is_gone(self, mount: MountFactory, workspace: Path) -> None:
-        tree = mount(environment={"NOTIFY_SOCKET": str(workspace / "nobody")})
-        (tree.mnt / "vol").mkdir()
-        assert "the service manager cannot be told" in tree.log
+    def test_a_manager_that_is_gone(self, place: Background, workspace: Path) -> None:
+        with foreground(place, str(workspace / "nobody")) as process:
+            assert process.stderr
+            line = process.stderr.readline()
+            assert line.startswith("WARNING volfs.cli.daemon: the service manager cannot be told")
+            (place.mnt / "vol").mkdir()
 
     def test_says_why_it_ends(self, place: Background) -> None:
         result = program("mount", "-f", place.scope, place.mnt / "nowhere")
@@ -341,31 +362,26 @@ class TestForeground:
 
 
 def test_another_user_in_the_background(place: Background) -> None:
-    """Through fusermount3, with the device open to all as udev makes it."""
+    """Through fusermount3."""
     place.scope.mkdir()
-    for path in (place.scope, place.mnt):
-        os.chown(path, NOBODY, NOBODY)
     place.log.touch()
-    os.chown(place.log, NOBODY, NOBODY)
-    device = place.mnt.parent / "fuse"
-    script = f"mknod -m 666 '{device}' c 10 229; mount --bind '{device}' /dev/fuse"
-    with process(*elsewhere(script)) as namespace:
-        there = ["nsenter", f"--mount=/proc/{namespace}/ns/mnt", f"--wd={ROOT}", "--"]
+    for path in (place.scope, place.mnt, place.log):
+        os.chown(path, NOBODY, NOBODY)
+    user = [sys.executable, "-m", "tests.unprivileged", str(NOBODY), str(place.mnt.parent)]
+    with shared(place.mnt.parent):
         words = ("mount", place.scope, place.mnt, "--log-file", place.log)
-        result = program(*words, command=there, user=NOBODY)
+        result = program(*words, command=user)
         assert (result.code, result.err) == (0, "")
-        user = (f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
         script = f"mkdir '{place.mnt}/vol' && echo x >'{place.mnt}/vol/file'"
         subprocess.run(
-            [*there, "setpriv", *user, "sh", "-ec", script],
-            check=True,
+            ["sh", "-ec", script], user=NOBODY, group=NOBODY, extra_groups=[], check=True
         )
         assert (place.scope / "volumes/vol/_data/file").stat().st_uid == NOBODY
-        result = program("ls", "-q", "--scope", place.scope, command=there, user=NOBODY)
+        result = program("ls", "-q", "--scope", place.scope, command=user)
         assert result.out == "vol\n"
-        result = program("doctor", command=there, user=NOBODY)
+        result = program("doctor", command=user)
         assert "ok mounting     works, by fusermount3" in result.out, result
-        result = program("umount", place.mnt, command=there, user=NOBODY)
+        result = program("umount", place.mnt, command=user)
         assert (result.code, result.err) == (0, "")
         wait_for(place.ended, "the daemon's end")
     assert place.log.read_text() == ""
