@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
+import stat
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib.resources import files
 from pathlib import Path
 
 import pytest
+
+from tests.cli.running import PROGRAM, ROOT, elsewhere, process, volfs
 
 UNIT = files("volfs").joinpath("volfs@.service").read_text()
 PRIVATE = (
@@ -65,13 +71,58 @@ def test_the_command_is_one_that_volfs_understands() -> None:
     assert context.params["places"] == ("/mnt/volumes",)
 
 
-def test_it_may_do_what_the_daemon_does() -> None:
-    """Each of these lets the tree do something that tests of it rely on."""
-    granted: set[str] = set()
-    for key, value in settings():
-        if key == "CapabilityBoundingSet":
-            granted.update(value.split())
-    needed = ["SYS_ADMIN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "CHOWN", "FOWNER", "FSETID"]
-    needed += ["SETUID", "SETGID", "MKNOD", "SETFCAP"]
-    assert {f"CAP_{name}" for name in needed} <= granted
-    assert "CAP_SYS_PTRACE" in granted, "to see the mounts of others"
+@pytest.mark.skipif(os.getuid() != 0, reason="dropping capabilities needs root")
+def test_the_capabilities_left_are_enough(workspace: Path) -> None:
+    granted = [
+        word.removeprefix("CAP_").lower()
+        for key, value in settings()
+        if key == "CapabilityBoundingSet"
+        for word in value.split()
+    ]
+    assert "sys_ptrace" in granted, "to see the mounts of others"
+    left = ",".join(["-all", *(f"+{name}" for name in granted)])
+    limits = ["setpriv", "--bounding-set", left, "--inh-caps", "-all", "--no-new-privs"]
+    scope, mnt = workspace / "scope", workspace / "mnt"
+    mnt.mkdir()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(workspace / "notify"))
+        manager.settimeout(20)
+        daemon = subprocess.Popen(
+            [*limits, *PROGRAM, "mount", "-f", "-o", "dev,suid", scope, mnt],
+            env={**os.environ, "NOTIFY_SOCKET": str(workspace / "notify")},
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+        )
+        with daemon:
+            try:
+                assert manager.recv(4096).startswith(b"READY=1")
+                (vol := mnt / "vol").mkdir()
+                (file := vol / "file").touch()
+                os.chown(file, 1234, 5678)
+                file.chmod(0o6755)
+                os.setxattr(file, "trusted.x", b"1")
+                os.mknod(vol / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+                script = f"echo x >'{mnt}/vol/theirs'"
+                vol.chmod(0o1777)
+                subprocess.run(
+                    ["sh", "-ec", script], user=65534, group=65534, extra_groups=[], check=True
+                )
+                assert stat.S_IMODE(file.stat().st_mode) == 0o6755
+                assert (vol / "theirs").stat().st_uid == 65534
+                with process_elsewhere(vol, workspace):
+                    assert volfs("rm", "--scope", scope, "vol").code == 6
+                    with pytest.raises(OSError, match="busy"):
+                        vol.rmdir()
+                vol.rmdir()
+                daemon.terminate()
+                assert daemon.wait(20) == 0
+                assert daemon.stderr and daemon.stderr.read() == ""
+            finally:
+                daemon.terminate()
+
+
+def process_elsewhere(vol: Path, workspace: Path) -> AbstractContextManager[int]:
+    """A process in another namespace in which ``vol`` is mounted a second time."""
+    (target := workspace / "target").mkdir()
+    return process(*elsewhere(f"mount --bind '{vol}' '{target}'"))
