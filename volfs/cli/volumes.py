@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A create option of the driver; an unknown one is refused with the list of known ones.",
+    help="A create option: uid, gid or mode (octal) of the data path.",
 )
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to keep.")
 @json_option
