@@ -297,6 +297,12 @@ def read_it(top: Path) -> None:
     (top / "f").read_bytes()
 
 
+def read_it_unnoticed(top: Path) -> None:
+    fd = os.open(top / "f", os.O_RDONLY | os.O_NOATIME)
+    os.read(fd, 10)
+    os.close(fd)
+
+
 def list_it(top: Path) -> None:
     os.listdir(top / "d")
 
@@ -325,6 +331,7 @@ def open_empty_truncated(top: Path) -> None:
 
 MOVERS: list[Callable[[Path], object]] = [
     read_it,
+    read_it_unnoticed,
     list_it,
     write_it,
     write_nothing,
@@ -334,6 +341,7 @@ MOVERS: list[Callable[[Path], object]] = [
     lambda top: os.truncate(top / "f", 3),
     lambda top: (top / "f").chmod(0o600),
     lambda top: os.chown(top / "f", 12, 34),
+    lambda top: os.chown(top / "f", -1, -1),
     lambda top: os.setxattr(top / "f", "user.x", b"1"),
     lambda top: os.link(top / "f", top / "d" / "l"),
     lambda top: (top / "f").unlink(),
@@ -348,6 +356,7 @@ MOVERS: list[Callable[[Path], object]] = [
 ]
 MOVER_NAMES = [
     "read",
+    "read with O_NOATIME",
     "list",
     "write",
     "write nothing",
@@ -357,6 +366,7 @@ MOVER_NAMES = [
     "truncate",
     "chmod",
     "chown",
+    "chown to nobody else",
     "setxattr",
     "link",
     "unlink",

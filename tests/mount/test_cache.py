@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import mmap
 import os
+import resource
+import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,8 @@ POLICY = 1.0
 """Seconds that ``auto`` lets the kernel answer from memory."""
 MARGIN = 2.0
 """Seconds that a loaded machine may take on top."""
+DESCRIPTORS = 256
+"""How many the daemons here may have: enough, and soon used up."""
 SWEEP = 5.0
 """Seconds between two looks for files deleted behind the mount."""
 
@@ -25,8 +29,13 @@ SWEEP = 5.0
 @pytest.fixture(scope="module")
 def mounts() -> Iterator[dict[str, Mounted]]:
     """A mount of each policy."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
+
     with open_workspace() as workspace, mounting(workspace) as mount:
-        yield {policy: mount(cache=policy) for policy in ("never", "auto", "always")}
+        policies = ("never", "auto", "always")
+        yield {policy: mount(cache=policy, preexec=limit) for policy in policies}
 
 
 @pytest.fixture
@@ -128,6 +137,19 @@ def changes_content(data: Path, mounted: Path) -> tuple[Callable[[], object], ob
     return (mounted / "f").read_bytes, b"b" * 5000
 
 
+def changes_content_under_the_same_time(
+    data: Path, mounted: Path
+) -> tuple[Callable[[], object], object]:
+    """As rsync --inplace --times and tar do."""
+    (mounted / "f").write_bytes(b"a" * 5000)
+    os.utime(mounted / "f", ns=(5, 7))
+    assert (mounted / "f").read_bytes() == b"a" * 5000
+    with (data / "f").open("r+b") as file:
+        file.write(b"b" * 5000)
+    os.utime(data / "f", ns=(5, 7))
+    return (mounted / "f").read_bytes, b"b" * 5000
+
+
 def changes_while_open(data: Path, mounted: Path) -> tuple[Callable[[], object], object]:
     (mounted / "f").write_bytes(b"a" * 5000)
     fd = os.open(mounted / "f", os.O_RDONLY)
@@ -188,6 +210,7 @@ SCENES = [
     grows,
     shrinks,
     changes_content,
+    changes_content_under_the_same_time,
     changes_while_open,
     is_replaced,
     becomes_a_directory,
@@ -356,13 +379,13 @@ def test_a_mapped_file_changed_behind_the_mount(never: Pair) -> None:
 
 
 def descriptors_on(pid: int, numbers: set[int]) -> Iterator[int]:
-    """A process's descriptors on deleted files with one of these inode numbers."""
+    """A process's descriptors on files with one of these inode numbers."""
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
         try:
             status = descriptor.stat()
         except FileNotFoundError:
             continue
-        if status.st_ino in numbers and status.st_nlink == 0:
+        if status.st_ino in numbers and stat.S_ISREG(status.st_mode):
             yield int(descriptor.name)
 
 
@@ -371,9 +394,10 @@ def test_a_file_deleted_behind_the_mount_gives_its_space_back(
 ) -> None:
     """With ``always`` nobody asks for it again, so that the daemon must look by itself."""
     pid = mounts["always"].pid
-    (always.mounted / "f").write_bytes(b"x" * (1 << 20))
-    number = (always.data / "f").stat().st_ino
+    (always.data / "f").write_bytes(b"x" * (1 << 20))
+    number = (always.mounted / "f").stat().st_ino
     (always.data / "f").unlink()
+    assert any(descriptors_on(pid, {number})), "nothing held: this test shows nothing here"
     wait_for(
         lambda: not any(descriptors_on(pid, {number})),
         "the daemon to let go of a deleted file",
@@ -381,41 +405,60 @@ def test_a_file_deleted_behind_the_mount_gives_its_space_back(
     )
 
 
-@pytest.mark.parametrize("policy", ["never", "auto", "always"])
-def test_a_reused_inode_number_is_another_file(mounts: dict[str, Mounted], policy: str) -> None:
-    """ext4 gives the number of a deleted file to the next one, if nobody pins it."""
-    tree = mounts[policy]
-    pair = make_pair(tree)
-    content = b"old content" * 100
+OLD = b"old content" * 100
+
+
+def make_known(pair: Pair, known: str) -> dict[int, Path]:
+    """Files whose inode numbers the daemon learns in one of three ways; by number."""
     numbers = {}
     for turn in range(40):
-        old = pair.mounted / f"old{turn}"
-        old.write_bytes(content)
-        assert old.read_bytes() == content
-        os.setxattr(old, "user.x", b"old")
-        numbers[old.stat().st_ino] = old
-    for old in numbers.values():
-        (pair.data / old.name).unlink()
-    wait_for(
-        lambda: not any(descriptors_on(tree.pid, set(numbers))),
-        "the daemon to let go of deleted files",
-        SWEEP + MARGIN,
-    )
-    new, behind = pair.mounted / "new", pair.data / "new"
-    for attempt in range(1000):
-        behind.write_bytes(b"new")
-        number = behind.stat().st_ino
+        path = pair.mounted / f"old{turn}"
+        (path if known == "created" else pair.data / path.name).write_bytes(OLD)
+        numbers[(pair.data / path.name).stat().st_ino] = path
+        if known != "listed":
+            assert path.read_bytes() == OLD
+            os.setxattr(path, "user.x", b"old")
+    assert len(os.listdir(pair.mounted)) == 40
+    return numbers
+
+
+def drive_out(pair: Pair) -> None:
+    """Make the daemon use so many other files that it keeps no descriptor of those before."""
+    (pair.data / "others").mkdir()
+    for number in range(DESCRIPTORS):
+        (pair.data / "others" / f"{number}").touch()
+        (pair.mounted / "others" / f"{number}").stat()
+
+
+@pytest.mark.parametrize("known", ["created", "found"])
+@pytest.mark.parametrize("policy", ["never", "auto", "always"])
+def test_a_reused_inode_number_is_another_file(
+    mounts: dict[str, Mounted], policy: str, known: str
+) -> None:
+    """ext4 gives the number of a deleted file to the next one, once nobody pins it."""
+    pair = make_pair(mounts[policy])
+    numbers = make_known(pair, known)
+    if known != "listed":
+        drive_out(pair)
+    assert not any(descriptors_on(mounts[policy].pid, set(numbers)))
+    left = list(numbers.values())
+    for attempt in range(3000):
+        if left:
+            (pair.data / left.pop().name).unlink()
+        made = pair.data / f"made{attempt}"
+        made.write_bytes(b"new")
+        number = made.stat().st_ino
         if number in numbers:
             break
-        behind.rename(pair.data / f"other{attempt}")
     else:
-        pytest.fail("the disk gave none of 40 inode numbers out again")
+        pytest.fail("the disk gave none of the inode numbers out again")
+    new = pair.mounted / made.name
     assert new.stat().st_ino == number
     assert new.read_bytes() == b"new"
     assert os.listxattr(new) == []
     assert outcome(numbers[number].read_bytes) in ("ENOENT", "ESTALE")
     new.write_bytes(b"changed")
-    assert behind.read_bytes() == b"changed"
+    assert made.read_bytes() == b"changed"
 
 
 def test_a_reused_number_after_deleting_through_the_mount(auto: Pair) -> None:

@@ -158,6 +158,17 @@ def test_the_largest_values_there_are(mount: MountFactory, memory: Path) -> None
     pair.same(operation)
 
 
+@pytest.mark.parametrize("uid", [0, USER], ids=["root", "user"])
+def test_trusted_attributes_are_listed_to_root_only(pair: Pair, uid: int) -> None:
+    def operation(top: Path) -> list[str]:
+        path = make(top / "it", "file")
+        for name in ("trusted.secret", "user.x", "security.y"):
+            os.setxattr(path, name, b"value")
+        return run_as(partial(listed, path), uid)
+
+    pair.same(operation)
+
+
 def test_sizes_are_told_and_small_buffers_refused(pair: Pair) -> None:
     """Sizes as getxattr(2) and listxattr(2) define them: 0 asks, too small is ERANGE."""
 
