@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import pty
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -86,3 +88,28 @@ def shell(script: str) -> tuple[str, ...]:
 def elsewhere(script: str) -> tuple[str, ...]:
     """The same in a mount namespace of its own."""
     return ("unshare", "--mount", "--propagation", "private", *shell(script))
+
+
+def names(*words: str) -> list[str]:
+    result = volfs("ls", "-q", *words)
+    assert result.code == 0
+    return result.out.splitlines()
+
+
+def on_terminal(*words: str, answer: str = "") -> tuple[str, int]:
+    """Run a command on a terminal of its own; return what it showed and its exit code."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*PROGRAM, *words], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT
+    )
+    os.close(theirs)
+    os.write(ours, answer.encode())
+    shown = b""
+    try:
+        while part := os.read(ours, 65536):
+            shown += part
+    except OSError:
+        pass  # EIO: the other end is closed
+    finally:
+        os.close(ours)
+    return re.sub(r"\x1b\[[\d;]*m", "", shown.decode()), process.wait(30)

@@ -2,47 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pty
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.cli.running import PROGRAM, ROOT, program, volfs
-from volfs import errors
-from volfs.cli import EXIT_CODES
-from volfs.errors import VolfsError
-
-COMMANDS = (
-    *("mount", "umount", "create", "rm", "ls", "inspect", "rename"),
-    *("restore", "prune", "df", "doctor"),
-)
-
-
-@pytest.fixture
-def scope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A scope that commands find by themselves."""
-    path = tmp_path / "scope"
-    monkeypatch.setenv("VOLFS_SCOPE", str(path))
-    return path
-
-
-@pytest.fixture
-def web(scope: Path) -> Path:
-    """The data path of a volume ``web`` with a file in it."""
-    assert volfs("create", "web", "--label", "team=blue").code == 0
-    data = scope / "volumes/web/_data"
-    (data / "index.html").write_text("hello")
-    return data
-
-
-def names(*words: str) -> list[str]:
-    result = volfs("ls", "-q", *words)
-    assert result.code == 0
-    return result.out.splitlines()
+from tests.cli.running import PROGRAM, ROOT, names, on_terminal, program, volfs
 
 
 class TestCreate:
@@ -335,119 +302,3 @@ class TestDf:
         result = volfs("df")
         assert re.search(r"^web\t[\d.]+ KiB\t2\t$", result.out, re.MULTILINE)
         assert "1 volumes take" in result.err
-
-
-class TestAll:
-    def test_every_error_has_its_documented_exit_code(self) -> None:
-        classes = [
-            value
-            for value in vars(errors).values()
-            if isinstance(value, type) and issubclass(value, VolfsError)
-        ]
-        assert len(classes) > 8
-        assert {cls.exit_code for cls in classes} | {0, 2, 130} == set(EXIT_CODES)
-        text = volfs_help("--help")
-        for code, meaning in EXIT_CODES.items():
-            assert f"{code}  {meaning}" in text
-
-    @pytest.mark.parametrize("command", COMMANDS)
-    def test_help_teaches_by_example(self, command: str) -> None:
-        assert f"\n  {command} " in volfs_help("--help")
-        text = volfs_help(command, "--help")
-        assert f"\n    volfs {command}" in text
-
-    def test_version(self) -> None:
-        assert volfs("--version").out == f"volfs, version {volfs_version()}\n"
-
-    @pytest.mark.parametrize("words", [["bogus"], ["ls", "--bogus"], ["rm"], ["rename", "a"]])
-    def test_wrong_usage(self, words: list[str]) -> None:
-        result = volfs(*words)
-        assert result.code == 2
-        assert result.out == ""
-        assert re.fullmatch(r"volfs: .*--help\)\n", result.err)
-
-    def test_the_scope_of_somebody_who_names_none(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from volfs.cli.scope import default_scope
-
-        monkeypatch.setattr(os, "geteuid", lambda: 0)
-        assert default_scope() == "/var/lib/volfs"
-        monkeypatch.setattr(os, "geteuid", lambda: 1000)
-        monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
-        assert default_scope() == str(tmp_path / "volfs")
-        monkeypatch.setenv("XDG_DATA_HOME", "relative")
-        monkeypatch.setenv("HOME", "/home/joe")
-        assert default_scope() == "/home/joe/.local/share/volfs"
-
-    def test_option_wins_over_environment(self, web: Path, tmp_path: Path) -> None:
-        other = tmp_path / "other"
-        assert volfs("create", "--scope", other, "there").code == 0
-        assert names("--scope", str(other)) == ["there"]
-        assert names() == ["web"]
-
-    def test_a_scope_that_is_a_file(self, tmp_path: Path) -> None:
-        (tmp_path / "file").touch()
-        result = volfs("create", "x", "--scope", tmp_path / "file")
-        assert result.code == 9
-        assert len(result.err.splitlines()) == 1
-
-    def test_heavy_modules_are_left_out(self) -> None:
-        """What listing volumes need not wait for."""
-        script = (
-            "import sys; from volfs.cli import cli\n"
-            "try: cli.main(['ls'])\n"
-            "except SystemExit: pass\n"
-            "print(*sys.modules, file=sys.stderr)"
-        )
-        result = program("-c", script, command=PROGRAM[:1])
-        assert not {"pyfuse3", "trio", "rich"} & set(result.err.split())
-
-
-def volfs_help(*words: str) -> str:
-    result = volfs(*words)
-    assert (result.code, result.err) == (0, "")
-    return result.out
-
-
-def volfs_version() -> str:
-    import volfs as package
-
-    return package.__version__
-
-
-def on_terminal(*words: str, answer: str = "") -> tuple[str, int]:
-    """Run a command on a terminal of its own; return what it showed and its exit code."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*PROGRAM, *words], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT
-    )
-    os.close(theirs)
-    os.write(ours, answer.encode())
-    shown = b""
-    try:
-        while part := os.read(ours, 65536):
-            shown += part
-    except OSError:
-        pass  # EIO: the other end is closed
-    finally:
-        os.close(ours)
-    return re.sub(r"\x1b\[[\d;]*m", "", shown.decode()), process.wait(30)
-
-
-def test_json_is_json_for_every_command(scope: Path) -> None:
-    for words in (
-        ["create", "a"],
-        ["ls"],
-        ["inspect", "a"],
-        ["rename", "a", "b"],
-        ["rm", "b"],
-        ["ls", "--removed"],
-        ["restore", "b"],
-        ["df"],
-        ["prune", "--yes"],
-        ["doctor"],
-    ):
-        result = volfs(*words, "--json")
-        assert result.code == 0, (words, result.err)
-        json.loads(result.out)
