@@ -165,7 +165,7 @@ async def test_unknown_node_is_stale(fs: Filesystem, name: str) -> None:
     assert raised.value.errno == errno.ESTALE
 
 
-@pytest.mark.parametrize("name", ["read", "write", "flush", "fsync", "readdir", "fsyncdir"])
+@pytest.mark.parametrize("name", ["read", "write", "fsync", "readdir", "fsyncdir"])
 async def test_unknown_handle_is_ebadf(fs: Filesystem, name: str) -> None:
     with pytest.raises(FUSEError) as raised:
         await getattr(fs.operations, name)(*request_arguments(name))

@@ -358,10 +358,12 @@ class VolumeFS(pyfuse3.Operations):
 
     @boundary
     async def flush(self, fh: FileHandleT) -> None:
+        if not self._inodes[ROOT_ID].device.slow:
+            # Local filesystems have nothing to say at close; the kernel then asks no more.
+            raise FUSEError(errno.ENOSYS)
+        # Closing a duplicate makes a network filesystem report what it could not write.
         handle = self._handles.file(fh)
-        if handle.inode.device.slow:
-            # Closing a duplicate makes a network filesystem report what it could not write.
-            await self._blocking(lambda: os.close(os.dup(handle.fd)), handle.inode)
+        await self._blocking(lambda: os.close(os.dup(handle.fd)), handle.inode)
 
     @boundary
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:

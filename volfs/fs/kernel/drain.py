@@ -21,7 +21,7 @@ _HOOK = "_wait_fuse_readable"
 _TURN = 32
 """Requests taken before the event loop gets its turn."""
 
-_LINGER_MS = 1
+_LINGER_MS = 5
 """How long to wait for a next request outside the event loop when nothing else is going on."""
 
 
@@ -36,8 +36,9 @@ class Drain:
     def __init__(self, fd: int, others_work: Callable[[], bool]) -> None:
         self._fd = fd
         self._others_work = others_work
-        self._poller = select.poll()
-        self._poller.register(fd, select.POLLIN)
+        poller = select.poll()
+        poller.register(fd, select.POLLIN)
+        self._poll = poller.poll
         self._parked: list[trio.lowlevel.Task] = []
         self._waiting = False
         self._relieved = False
@@ -64,28 +65,27 @@ class Drain:
             await self._park()
         if self._closed:
             return False
-        self._waiting = True
-        try:
-            await self._readable()
-        except trio.ClosedResourceError:
-            self.close()
-            return False
-        finally:
-            self._waiting = False
-            if self._parked and not self._relieved:
-                # It takes over if this task's request has to wait for something.
-                self._relieved = True
-                trio.lowlevel.reschedule(self._parked.pop())
+        self._taken += 1
+        if self._taken >= _TURN or not self._poll(0):
+            self._waiting = True
+            try:
+                await self._readable()
+            except trio.ClosedResourceError:
+                self.close()
+            finally:
+                self._waiting = False
+        if self._parked and not self._relieved:
+            # It takes over if this task's request has to wait for something.
+            self._relieved = True
+            trio.lowlevel.reschedule(self._parked.pop())
         return not self._closed
 
     async def _readable(self) -> None:
-        poll = self._poller.poll
-        self._taken += 1
         if self._taken >= _TURN:
             self._taken = 0
             await trio.lowlevel.checkpoint()
-        while not poll(0):
-            if not self._others_work() and poll(_LINGER_MS):
+        while not self._poll(0):
+            if not self._others_work() and self._poll(_LINGER_MS):
                 return
             self._taken = 0
             await trio.lowlevel.wait_readable(self._fd)
