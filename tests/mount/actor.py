@@ -13,6 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,10 +39,18 @@ Time = int | str
 class Actor:
     """The parent's side: ``actor("mkdir", b"name", 0o755)`` answers an Outcome."""
 
-    def __init__(self, uid: int, gid: int, groups: list[int]) -> None:
+    def __init__(
+        self, uid: int, gid: int, groups: list[int], *, list_searchable_only: bool = False
+    ) -> None:
+        """``list_searchable_only``: do not ask what is in directories without search permission;
+        a daemon that is no root cannot tell."""
         context = multiprocessing.get_context("fork")
         self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, uid, gid, groups))
+        self._process = context.Process(
+            target=_serve,
+            args=(theirs, uid, gid, groups, list_searchable_only),
+            daemon=True,
+        )
         self._process.start()
         theirs.close()
 
@@ -57,7 +66,8 @@ class Actor:
     def close(self) -> None:
         """End the process; its files are closed."""
         # Closing the pipe would not do: processes forked later have a copy of this end.
-        self._pipe.send(None)
+        with suppress(BrokenPipeError):
+            self._pipe.send(None)
         self._pipe.close()
         self._process.join(_REPLY_DEADLINE)
         if self._process.is_alive():
@@ -68,20 +78,33 @@ class Actor:
 class Sides:
     """Two directories and in each the same actors: the plain one, then the one compared.
 
-    ``groups`` says who acts, as {uid: supplementary groups}.
+    ``groups`` says who acts, as {uid: supplementary groups}. Without root among them the daemon
+    is taken for one that is not root's.
     """
 
     def __init__(self, tops: tuple[Path, Path], groups: dict[int, list[int]]) -> None:
         self.tops = tops
         self._actors = [
-            {uid: Actor(uid, uid, groups[uid]) for uid in groups} for _ in range(len(tops))
+            {
+                uid: Actor(uid, uid, groups[uid], list_searchable_only=0 not in groups)
+                for uid in groups
+            }
+            for _ in tops
         ]
+
+    def each(self, user: int, action: str, path: str) -> list[Any]:
+        """What both sides answer that work on ``path`` below their tops, which must succeed."""
+        values = []
+        for top, actors in zip(self.tops, self._actors, strict=True):
+            result, value = actors[user](action, os.fsencode(top / path))
+            assert result == "ok", value
+            values.append(value)
+        return values
 
     def enter(self, directory: str) -> None:
         """Send all actors to this directory below their top."""
-        for top, actors in zip(self.tops, self._actors, strict=True):
-            for actor in actors.values():
-                assert actor("enter", os.fsencode(top / directory))[0] == "ok"
+        for user in self._actors[0]:
+            self.each(user, "enter", directory)
 
     def leave(self) -> None:
         """Make all actors close their files and go."""
@@ -102,7 +125,9 @@ class Sides:
                 actor.close()
 
 
-def _serve(pipe: Connection, uid: int, gid: int, groups: list[int]) -> None:
+def _serve(
+    pipe: Connection, uid: int, gid: int, groups: list[int], list_searchable_only: bool
+) -> None:
     os.setgroups(groups)
     os.setgid(gid)
     os.setuid(uid)
@@ -111,9 +136,12 @@ def _serve(pipe: Connection, uid: int, gid: int, groups: list[int]) -> None:
         # on a plain directory they only do without it.
         effective, permitted, inheritable = syscalls.capget()
         syscalls.capset(effective & ~_CAP_FSETID, permitted, inheritable)
-    actions = Actions()
+    actions = Actions(list_searchable_only)
     while True:
-        order = pipe.recv()
+        try:
+            order = pipe.recv()
+        except EOFError:
+            return
         if order is None:
             return
         action, arguments = order
@@ -130,14 +158,43 @@ def _serve(pipe: Connection, uid: int, gid: int, groups: list[int]) -> None:
 class Actions:
     """What an actor can be told; paths are bytes relative to the directory it was sent to."""
 
-    def __init__(self) -> None:
+    def __init__(self, list_searchable_only: bool) -> None:
         self._files: dict[int, int] = {}
+        self._searchable_only = list_searchable_only
+
+    def _lists(self, directory: bytes) -> bool:
+        return not self._searchable_only or os.access(directory, os.X_OK)
 
     # -- where and how
+
+    def make_volume(self, path: bytes) -> None:
+        """A volume, or a directory, and deep in it "base", where everybody may do everything."""
+        os.umask(0o022)
+        os.mkdir(path)
+        for name in (b"up", b"up/up", b"up/up/base"):
+            os.mkdir(path + b"/" + name)
+        os.chmod(path + b"/" + name, 0o777)
 
     def enter(self, directory: bytes) -> None:
         os.chdir(directory)
         os.umask(0o022)
+
+    def discard(self, path: bytes) -> None:
+        """Remove a volume with all that is in it, if the volume is still there."""
+        if os.path.lexists(path):
+            os.rmdir(path)
+
+    def make_crowd(self, path: bytes, count: int) -> None:
+        os.mkdir(path)
+        for number in range(count):
+            os.mknod(path + b"/%d" % number)
+
+    def see_crowd(self, path: bytes) -> None:
+        for name in os.listdir(path):
+            os.stat(path + b"/" + name)
+
+    def snapshot(self, top: bytes) -> dict[bytes, Any]:
+        return snapshot(top, self._lists)
 
     def leave(self) -> None:
         for fd in self._files.values():
@@ -204,6 +261,8 @@ class Actions:
         return os.getxattr(self._files[number], name)
 
     def flistdir(self, number: int) -> list[str]:
+        if not self._lists(b"/proc/self/fd/%d" % self._files[number]):
+            return ["not to be searched"]
         return sorted(os.listdir(self._files[number]))
 
     # -- names
@@ -265,6 +324,8 @@ class Actions:
 
     def listdir(self, path: bytes) -> Any:
         """Names and types, and whether the inode numbers are those of lstat."""
+        if os.path.isdir(path) and not self._lists(path):
+            return "not to be searched"
         found: list[tuple[bytes, Any]] = []
         with os.scandir(path) as entries:
             for entry in entries:
@@ -303,6 +364,60 @@ def describe(status: os.stat_result) -> tuple[str, int, int, int, int, int, int 
         status.st_rdev,
         _settled(status.st_mtime_ns),
     )
+
+
+def snapshot(top: bytes, lists: Callable[[bytes], bool] = lambda _: True) -> dict[bytes, Any]:
+    """Everything below ``top`` that must be the same: by path, what there is to know of it.
+
+    Directories that ``lists`` denies are not looked into.
+    """
+    found: dict[bytes, Any] = {}
+    for directory, directories, others in os.walk(top):
+        if not lists(directory):
+            continue
+        for name in (b".", *directories, *others):
+            path = directory + b"/" + name
+            try:
+                status = os.lstat(path)
+            except PermissionError:
+                found[os.path.relpath(path, top)] = "not to be searched"
+                continue
+            content: object = None
+            if stat.S_ISLNK(status.st_mode):
+                content = os.readlink(path)
+            elif stat.S_ISREG(status.st_mode):
+                content = _outcome(_written, path)
+            found[os.path.relpath(path, top)] = (
+                describe(status),
+                content,
+                _outcome(_attributes, path),
+            )
+        directories[:] = [name for name in directories if lists(directory + b"/" + name)]
+    return found
+
+
+def _outcome(call: Callable[[bytes], object], path: bytes) -> object:
+    try:
+        return call(path)
+    except OSError as error:
+        return errno.errorcode[error.errno or 0]
+
+
+def _attributes(path: bytes) -> dict[str, bytes]:
+    names = os.listxattr(path, follow_symlinks=False)
+    return {name: os.getxattr(path, name, follow_symlinks=False) for name in names}
+
+
+def _written(path: bytes) -> list[tuple[int, bytes]]:
+    """What a file holds but zeros, as (offset, data); files with 8 GiB of hole are among them."""
+    found = []
+    with Path(os.fsdecode(path)).open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        # Nothing is ever written past the first offsets, so the rest can only be a hole.
+        for start in (0, max(size - (1 << 20), 0)):
+            file.seek(start)
+            found.append((start, file.read(1 << 21).rstrip(b"\0")))
+    return found
 
 
 def _settled(time_ns: int) -> int | str:
