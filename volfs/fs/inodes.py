@@ -174,10 +174,15 @@ class InodeTable:
                 if fd >= 0:
                     self._keep(inode, fd)
             else:
+                if inode.fd < 0 and not inode.opens:
+                    # Nothing kept it from being deleted and its number given away meanwhile. A
+                    # file only ever listed cannot be told by its handle: under another name it
+                    # is taken for another (but a directory could be somebody's working one).
+                    renamed = inode.parent is not parent or inode.name != name
+                    if created or (renamed and inode.handle is None and status.st_nlink == 1):
+                        self._renew(inode)
                 inode.parent = parent
                 inode.name = name
-                if created and inode.fd < 0 and not inode.opens:
-                    self._renew(inode)
                 if fd >= 0:
                     self._merge(inode, fd)
             inode.lookups += lookups
