@@ -364,6 +364,23 @@ def test_an_open_file_deleted_behind_the_mount_lives_on(never: Pair) -> None:
         assert file.read() == b"content more"
 
 
+@pytest.mark.parametrize("policy", ["never", "auto", "always"])
+def test_appends_behind_and_through_lose_nothing(mounts: dict[str, Mounted], policy: str) -> None:
+    """A log that is kept open on both sides: each record goes to the end as it is then."""
+    pair = make_pair(mounts[policy])
+    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
+    through = os.open(pair.mounted / "log", flags, 0o644)
+    behind = os.open(pair.data / "log", flags)
+    for number in range(100):
+        os.write(through, b"through %03d\n" % number)
+        os.write(behind, b"behind %03d\n" % number)
+    os.close(through)
+    os.close(behind)
+    lines = (pair.data / "log").read_bytes().splitlines()
+    expected = [b"%s %03d" % (side, n) for n in range(100) for side in (b"through", b"behind")]
+    assert lines == expected
+
+
 def test_a_mapped_file_changed_behind_the_mount(never: Pair) -> None:
     """A reader that asks for the file's state in between gets the new content in its map."""
     (never.mounted / "f").write_bytes(b"a" * 8192)
@@ -430,7 +447,7 @@ def drive_out(pair: Pair) -> None:
         (pair.mounted / "others" / f"{number}").stat()
 
 
-@pytest.mark.parametrize("known", ["created", "found"])
+@pytest.mark.parametrize("known", ["created", "found", "listed"])
 @pytest.mark.parametrize("policy", ["never", "auto", "always"])
 def test_a_reused_inode_number_is_another_file(
     mounts: dict[str, Mounted], policy: str, known: str

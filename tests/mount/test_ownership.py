@@ -52,7 +52,7 @@ CREATORS: dict[str, Callable[[Path, int], None]] = {
     "symlink": lambda path, mode: path.symlink_to("target"),
     "socket": bind_socket,
 }
-MODES = (0o666, 0o777, 0o600, 0, 0o1777, 0o4755, 0o2755, 0o2745)
+MODES = (0o666, 0o777, 0, 0o1777, 0o4755, 0o2755, 0o2745)
 
 
 def create_everything(top: Path) -> list[str]:
