@@ -10,6 +10,7 @@ import ctypes
 import errno
 import multiprocessing
 import os
+import signal
 import stat
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ Outcome = tuple[str, Any]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
+_PR_SET_PDEATHSIG = 1
 _DAY_NS = 86400 * 10**9
 _REPLY_DEADLINE = 30.0
 _CAP_FSETID = 1 << syscalls.CAP_FSETID
@@ -131,6 +133,7 @@ def _serve(
     os.setgroups(groups)
     os.setgid(gid)
     os.setuid(uid)
+    syscalls.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if uid == 0:
         # The daemon writes without it: root's writes through the tree clear setuid bits, which
         # on a plain directory they only do without it.
