@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -459,6 +460,53 @@ def test_mapped_writes_reach_the_file_without_msync(pair: Pair) -> None:
     shared.close()
     os.sync()
     assert (pair.data / "f").read_bytes() == (b"mark" + bytes(4996)) * 20
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_every_way_to_a_files_bytes_sees_the_same(pair: Pair, seed: int) -> None:
+    """Reads, writes, appends, direct I/O, maps and truncation of one file, all mixed."""
+    random = Random(seed)
+    path = pair.mounted / "f"
+    expected = bytearray(content(20_000, seed))
+    path.write_bytes(expected)
+    flags = {"plain": 0, "direct": os.O_DIRECT, "synchronous": os.O_SYNC}
+    ways = {name: os.open(path, os.O_RDWR | flag) for name, flag in flags.items()}
+    appender = os.open(path, os.O_WRONLY | os.O_APPEND)
+    history = []
+    for step in range(400):
+        action = random.choice(["read", "write", "write", "append", "truncate", "map", "reopen"])
+        way = random.choice(list(ways))
+        start = random.randrange(len(expected) + 3000)
+        piece = content(random.choice([1, 100, 4096, 5000]), seed * 1000 + step)
+        history.append((action, way, start, len(piece)))
+        if action == "write":
+            assert os.pwrite(ways[way], piece, start) == len(piece)
+            expected.extend(bytes(max(0, start - len(expected))))
+            expected[start : start + len(piece)] = piece
+        elif action == "append":
+            assert os.write(appender, piece) == len(piece)
+            expected.extend(piece)
+        elif action == "truncate":
+            size = min(start, 60_000)
+            os.ftruncate(ways[way], size)
+            expected.extend(bytes(max(0, size - len(expected))))
+            del expected[size:]
+        elif action == "map" and expected:
+            start %= len(expected)
+            piece = piece[: len(expected) - start]
+            with mmap.mmap(ways["plain"], 0) as mapped:
+                assert mapped[:] == expected, history
+                mapped[start : start + len(piece)] = piece
+            expected[start : start + len(piece)] = piece
+        elif action == "reopen":
+            os.close(ways[way])
+            ways[way] = os.open(path, os.O_RDWR | flags[way])
+        assert os.pread(ways[way], 100_000, 0) == expected, history
+        assert os.fstat(ways[way]).st_size == len(expected), history
+    for fd in (*ways.values(), appender):
+        os.fsync(fd)
+        os.close(fd)
+    assert (pair.data / "f").read_bytes() == expected
 
 
 # -- programs
