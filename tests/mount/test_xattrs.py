@@ -229,14 +229,16 @@ def test_attributes_changed_behind_the_mount_are_seen(pair: Pair) -> None:
 
 
 def test_setcap_and_getcap(pair: Pair) -> None:
-    if not shutil.which("setcap"):
+    search = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # where users have no PATH to
+    setcap, getcap = (shutil.which(name, path=search) for name in ("setcap", "getcap"))
+    if not setcap or not getcap:
         pytest.skip("setcap is missing (Debian package libcap2-bin)")
 
     def operation(top: Path) -> str:
         (top / "program").write_bytes(b"")
-        subprocess.run(["setcap", "cap_net_raw=ep", "program"], cwd=top, check=True)
+        subprocess.run([setcap, "cap_net_raw=ep", "program"], cwd=top, check=True)
         return subprocess.run(
-            ["getcap", "program"], cwd=top, check=True, capture_output=True, text=True
+            [getcap, "program"], cwd=top, check=True, capture_output=True, text=True
         ).stdout
 
     assert "cap_net_raw=ep" in str(pair.same(operation))
