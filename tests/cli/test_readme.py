@@ -27,6 +27,7 @@ def test_the_shell_session_runs(workspace: Path) -> None:
     )
     (bin_ / "volfs").chmod(0o755)
     text = session.replace("/srv/volumes", str(scope)).replace("/mnt/volumes", str(mnt))
+    text = text.replace("volfs mount ", f"volfs mount --log-file {workspace}/log ")
     done = subprocess.run(
         ["sh", "-eux", "-c", text],
         env={
