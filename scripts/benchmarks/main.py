@@ -42,8 +42,9 @@ how it is kept fair:
   an ext4 image made for the run, else --dir itself. All have the same cache timeouts
   (0 s: each operation reaches the daemon; or 1 s), permissions checked by the kernel,
   one thread, and the daemon pinned to the same processor.
-  Each measurement has a fresh mount and works on names that the mount has not seen,
-  unless the line says "again" or "cached". Filesystems take turns within each workload.
+  Each measurement has a fresh mount, is preceded by 300 untimed stats of other files, and
+  works on names that the mount has not seen, unless the line says "again" or "cached".
+  Filesystems take turns within each workload.
   System calls are made by a C loop (client.c), so a time is the call and nothing else;
   untar, git and rm are the real programs. Data stays in the page cache: no disk is
   measured. passthrough_ll finds an inode by a linear search and keeps a descriptor for
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer rounds, files and bytes: under 2 minutes")
     add("--full", action="store_true", help="untar and rm with 20,000 files rather than 5,000")
-    add("--rounds", type=int, metavar="N", help="measure everything N times (default 5; quick 2)")
+    add("--rounds", type=int, metavar="N", help="measure everything N times (default 5; quick 3)")
     add("--only", metavar="PATTERN,...", default="*", help="workloads by name; --list shows them")
     add("--fs", metavar="NAME,...", default=",".join(FILESYSTEMS), help="filesystems beside native")
     add(
@@ -134,7 +135,7 @@ def _run(options: argparse.Namespace, console: Console) -> dict[str, Any]:
     chosen = {"native", *options.fs.split(",")}
     filesystems = [fs for name, fs in FILESYSTEMS.items() if name in chosen]
     sizes = _sizes(options)
-    rounds = options.rounds or (2 if options.quick else 5)
+    rounds = options.rounds or (3 if options.quick else 5)
     inodes = options.inodes or (20_000 if options.quick else 100_000)
     in_place = options.in_place or os.geteuid() != 0
     requirements.require(
