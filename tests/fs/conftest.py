@@ -26,10 +26,12 @@ from pyfuse3 import (
 from volfs.fs.cache import CachePolicy
 from volfs.fs.caller import Caller
 from volfs.fs.handles import HandleTable
-from volfs.fs.inodes import Inode, InodeTable
+from volfs.fs.inode import Inode
+from volfs.fs.inodes import InodeTable
 from volfs.fs.operations import VolumeFS
 from volfs.fs.options import MountOptions
 from volfs.fs.root import Root
+from volfs.fs.threads import WorkerThreads
 from volfs.fs.tree import Tree
 from volfs.local import LocalDriver
 from volfs.store import VolumeStore
@@ -106,7 +108,12 @@ class Filesystem:
             self.store, self.inodes, self.handles, self.tree, MountOptions(cache=cache)
         )
         self.operations = VolumeFS(
-            self.inodes, self.handles, self.root, self.tree, self.caller, self._scope_fd
+            self.inodes,
+            self.handles,
+            self.root,
+            self.tree,
+            WorkerThreads(self.caller),
+            self._scope_fd,
         )
 
     def close(self) -> None:

@@ -13,7 +13,7 @@ from pyfuse3 import FUSEError
 
 from tests.fs.conftest import Filesystem, FilesystemFactory
 from volfs import syscalls
-from volfs.fs.inodes import ROOT_ID
+from volfs.fs.inode import ROOT_ID
 
 FOREIGN = 1 << 63
 MS_BIND = 4096

@@ -13,7 +13,8 @@ import pytest
 from pyfuse3 import FileHandleT, FUSEError, InodeT
 
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory
-from volfs.fs.inodes import Inode, InodeTable
+from volfs.fs.inode import Inode
+from volfs.fs.inodes import InodeTable
 
 DOTS = [b".", b".."]
 

@@ -15,7 +15,7 @@ from pyfuse3 import FileHandleT, FileNameT, FUSEError, InodeT, ModeT
 
 from tests.fs.conftest import ROOT, Filesystem, context
 from volfs.errors import VolfsError
-from volfs.fs.inodes import ROOT_ID
+from volfs.fs.inode import ROOT_ID
 from volfs.fs.operations import VolumeFS
 
 # poll is for devices; the kernel answers it itself once a filesystem does not know it.

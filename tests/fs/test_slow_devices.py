@@ -22,7 +22,7 @@ from pyfuse3 import (
 
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory, context, fields
 from volfs import syscalls
-from volfs.fs import operations
+from volfs.fs.threads import WAITING
 
 DEADLINE = 20.0
 
@@ -260,9 +260,9 @@ async def test_threads_that_hang_are_limited_for_each_filesystem(
 
     async with trio.open_nursery() as nursery:
         watch.armed = True
-        for _ in range(operations._WAITING * 2):
+        for _ in range(WAITING * 2):
             nursery.start_soon(read_link)
-        await until(lambda: watch.hanging == operations._WAITING)
+        await until(lambda: watch.hanging == WAITING)
         await trio.testing.wait_all_tasks_blocked()
         # Volumes come and go, and other filesystems are served, meanwhile.
         with trio.fail_after(DEADLINE / 2):
@@ -270,11 +270,11 @@ async def test_threads_that_hang_are_limited_for_each_filesystem(
             await fs.operations.rmdir(ROOT, FileNameT(b"other"), context())
             device.slow = False
             assert await fs.content(local.st_ino) == b"x"
-        assert watch.most_hanging == operations._WAITING
+        assert watch.most_hanging == WAITING
         assert done == 0
         watch.let_go.set()
-    assert done == operations._WAITING * 2
-    assert watch.most_hanging == operations._WAITING
+    assert done == WAITING * 2
+    assert watch.most_hanging == WAITING
 
 
 async def test_descriptor_in_use_by_a_thread_is_not_closed(

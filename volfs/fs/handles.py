@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from volfs.fs.inodes import Inode
+    from volfs.fs.inode import Inode
 
 _SYNCHRONOUS = os.O_SYNC | os.O_DSYNC
 

@@ -8,13 +8,11 @@ exception but FUSEError, so nothing else may leave a method here.
 from __future__ import annotations
 
 import errno
-import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
-from weakref import WeakValueDictionary
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import pyfuse3
 import trio
@@ -34,21 +32,17 @@ from pyfuse3 import (
     XAttrNameT,
 )
 
-from volfs.errors import VolfsError, VolumeInUseError
-from volfs.fs.caller import Caller
+from volfs.fs.boundary import boundary
 from volfs.fs.handles import DirectoryHandle, HandleTable, RootHandle
-from volfs.fs.inodes import ROOT_ID, Inode, InodeTable
+from volfs.fs.inode import ROOT_ID, Inode
+from volfs.fs.inodes import InodeTable
 from volfs.fs.root import XATTR_PREFIX, Root
+from volfs.fs.threads import WorkerThreads
 from volfs.fs.tree import Tree
 
 log = logging.getLogger(__name__)
 
-P = ParamSpec("P")
 T = TypeVar("T")
-
-_WAITING = 32
-"""How many requests may wait in worker threads at once, for each filesystem: one that hangs must
-not keep the others from getting a thread."""
 
 _STALL_NS = 10_000_000
 _STALL_MEMORY_NS = 1_000_000_000
@@ -56,32 +50,6 @@ _STALL_MEMORY_NS = 1_000_000_000
 dirty) sends writes to worker threads for as long as the second, in nanoseconds."""
 
 _READ_BUFFER = 1 << 20
-
-
-def boundary(
-    handler: Callable[Concatenate[VolumeFS, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[VolumeFS, P], Coroutine[Any, Any, T]]:
-    """Let nothing but FUSEError out of a request handler."""
-
-    @functools.wraps(handler)
-    async def bounded(self: VolumeFS, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        try:
-            return await handler(self, *args, **kwargs)
-        except FUSEError:
-            raise
-        except OSError as error:
-            # EMFILE would tell the caller of a limit of its own; the one reached is ours.
-            code = errno.ENFILE if error.errno == errno.EMFILE else error.errno
-            raise FUSEError(code or errno.EIO) from None
-        except VolfsError as error:
-            level = logging.INFO if isinstance(error, VolumeInUseError) else logging.DEBUG
-            log.log(level, "%s: %s", handler.__name__, error)
-            raise FUSEError(error.errno) from None
-        except Exception:
-            log.exception("%s failed unexpectedly; answered EIO", handler.__name__)
-            raise FUSEError(errno.EIO) from None
-
-    return bounded
 
 
 class VolumeFS(pyfuse3.Operations):
@@ -97,7 +65,7 @@ class VolumeFS(pyfuse3.Operations):
         handles: HandleTable,
         root: Root,
         tree: Tree,
-        caller: Caller,
+        threads: WorkerThreads,
         scope_fd: int,
     ) -> None:
         super().__init__()
@@ -105,45 +73,18 @@ class VolumeFS(pyfuse3.Operations):
         self._handles = handles
         self._root = root
         self._tree = tree
-        self._caller = caller
+        self._threads = threads
         self._scope_fd = scope_fd
-        self._limiters: WeakValueDictionary[object, trio.CapacityLimiter] = WeakValueDictionary()
         self._stalled_until = 0
-        self.in_threads = 0
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
         self._buffer = bytearray(_READ_BUFFER)
         self.volume_removed = trio.Event()
 
     # -- which thread
 
-    async def _blocking(self, call: Callable[[], T], *inodes: Inode, on: object = None) -> T:
-        """Run ``call`` in a worker thread, its inodes' descriptors kept open meanwhile.
-
-        ``on`` is what it may have to wait for, when that is not the inodes' device (without
-        inodes: the scope).
-        """
-        key = on or (inodes[0].device if inodes else None)
-        limiter = self._limiters.get(key)
-        if limiter is None:
-            limiter = self._limiters[key] = trio.CapacityLimiter(_WAITING)
-
-        def separately() -> T:
-            self._caller.separate_umask()
-            return call()
-
-        self.in_threads += 1
-        for inode in inodes:
-            inode.pins += 1
-        try:
-            return await trio.to_thread.run_sync(separately, limiter=limiter)
-        finally:
-            self.in_threads -= 1
-            for inode in inodes:
-                inode.pins -= 1
-
     async def _run(self, inode: Inode, call: Callable[[], T]) -> T:
         if inode.device.slow:
-            return await self._blocking(call, inode)
+            return await self._threads.run(call, inode)
         return call()
 
     # -- inodes and names
@@ -156,9 +97,9 @@ class VolumeFS(pyfuse3.Operations):
         if parent_inode == ROOT_ID:
             if self._root.is_quick(name):
                 return self._root.lookup(parent, name)
-            return await self._blocking(lambda: self._root.lookup(parent, name), on=name)
+            return await self._threads.run(lambda: self._root.lookup(parent, name), on=name)
         if parent.device.slow:
-            return await self._blocking(lambda: self._tree.lookup(parent, name), parent)
+            return await self._threads.run(lambda: self._tree.lookup(parent, name), parent)
         return self._tree.lookup(parent, name)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
@@ -174,7 +115,7 @@ class VolumeFS(pyfuse3.Operations):
             return self._root.getattr()
         known = self._inodes[inode]
         if known.device.slow:
-            return await self._blocking(lambda: self._tree.getattr(known), known)
+            return await self._threads.run(lambda: self._tree.getattr(known), known)
         return self._tree.getattr(known)
 
     @boundary
@@ -216,7 +157,7 @@ class VolumeFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         parent = self._inodes[parent_inode]
         if parent_inode == ROOT_ID:
-            return await self._blocking(lambda: self._root.mkdir(parent, name, mode, ctx))
+            return await self._threads.run(lambda: self._root.mkdir(parent, name, mode, ctx))
         return await self._run(parent, lambda: self._tree.mkdir(parent, name, mode, ctx))
 
     @boundary
@@ -239,7 +180,7 @@ class VolumeFS(pyfuse3.Operations):
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
         parent = self._inodes[parent_inode]
         if parent_inode == ROOT_ID:
-            await self._blocking(lambda: self._root.rmdir(parent, name, ctx))
+            await self._threads.run(lambda: self._root.rmdir(parent, name, ctx))
             self.volume_removed.set()
         else:
             await self._run(parent, lambda: self._tree.rmdir(parent, name))
@@ -259,9 +200,9 @@ class VolumeFS(pyfuse3.Operations):
             # A volume is no directory of another; mv copies upon EXDEV.
             raise FUSEError(errno.EXDEV)
         if parent_inode_old == ROOT_ID:
-            await self._blocking(lambda: self._root.rename(old, name_old, name_new, flags))
+            await self._threads.run(lambda: self._root.rename(old, name_old, name_new, flags))
         elif old.device.slow or new.device.slow:
-            await self._blocking(
+            await self._threads.run(
                 lambda: self._tree.rename(old, name_old, new, name_new, flags), old, new
             )
         else:
@@ -279,7 +220,7 @@ class VolumeFS(pyfuse3.Operations):
             raise FUSEError(errno.EXDEV)  # as for a rename into the root
         known, parent = self._inodes[inode], self._inodes[new_parent_inode]
         if known.device.slow or parent.device.slow:
-            return await self._blocking(
+            return await self._threads.run(
                 lambda: self._tree.link(known, parent, new_name), known, parent
             )
         return self._tree.link(known, parent, new_name)
@@ -339,7 +280,7 @@ class VolumeFS(pyfuse3.Operations):
             return os.pread(handle.fd, size, off)
         # Not all of it is in the page cache: wait for the disk elsewhere.
         head = bytes(window[:done]) if done else b""
-        tail = await self._blocking(
+        tail = await self._threads.run(
             lambda: os.pread(handle.fd, size - done, off + done), handle.inode
         )
         return head + tail if head else tail
@@ -349,7 +290,7 @@ class VolumeFS(pyfuse3.Operations):
         handle = self._handles.file(fh)
         start = time.monotonic_ns()
         if handle.synchronous or handle.inode.device.slow or start < self._stalled_until:
-            return await self._blocking(lambda: os.pwrite(handle.fd, buf, off), handle.inode)
+            return await self._threads.run(lambda: os.pwrite(handle.fd, buf, off), handle.inode)
         written = os.pwrite(handle.fd, buf, off)
         end = time.monotonic_ns()
         if end - start > _STALL_NS:
@@ -363,13 +304,13 @@ class VolumeFS(pyfuse3.Operations):
             raise FUSEError(errno.ENOSYS)
         # Closing a duplicate makes a network filesystem report what it could not write.
         handle = self._handles.file(fh)
-        await self._blocking(lambda: os.close(os.dup(handle.fd)), handle.inode)
+        await self._threads.run(lambda: os.close(os.dup(handle.fd)), handle.inode)
 
     @boundary
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
         handle = self._handles.file(fh)
         call = os.fdatasync if datasync else os.fsync
-        await self._blocking(lambda: call(handle.fd), handle.inode)
+        await self._threads.run(lambda: call(handle.fd), handle.inode)
 
     @boundary
     async def release(self, fh: FileHandleT) -> None:
@@ -395,8 +336,8 @@ class VolumeFS(pyfuse3.Operations):
         if isinstance(handle, RootHandle):
             root = self._inodes[ROOT_ID]
             if start_id == 0 or handle.names is None:
-                await self._blocking(lambda: self._root.begin_listing(handle), on="listing")
-            await self._blocking(
+                await self._threads.run(lambda: self._root.begin_listing(handle), on="listing")
+            await self._threads.run(
                 lambda: self._root.readdir(root, handle, start_id, token), on="listing"
             )
         else:
@@ -413,7 +354,7 @@ class VolumeFS(pyfuse3.Operations):
         handle = self._handles.directory(fh)
         if isinstance(handle, DirectoryHandle):  # the root's entries are durable when answered
             call = os.fdatasync if datasync else os.fsync
-            await self._blocking(lambda: call(handle.fd), handle.inode)
+            await self._threads.run(lambda: call(handle.fd), handle.inode)
 
     # -- the filesystem
 
@@ -445,7 +386,7 @@ class VolumeFS(pyfuse3.Operations):
     ) -> None:
         known = self._inodes[inode]
         if name.startswith(XATTR_PREFIX) or inode == ROOT_ID:
-            await self._blocking(lambda: self._root.setxattr(known, name, value), known)
+            await self._threads.run(lambda: self._root.setxattr(known, name, value), known)
         else:
             await self._run(known, lambda: self._tree.setxattr(known, name, value, ctx))
 
@@ -453,11 +394,11 @@ class VolumeFS(pyfuse3.Operations):
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
         known = self._inodes[inode]
         if name.startswith(XATTR_PREFIX):
-            return await self._blocking(lambda: self._root.getxattr(known, name), known)
+            return await self._threads.run(lambda: self._root.getxattr(known, name), known)
         if inode == ROOT_ID:
             raise FUSEError(errno.ENODATA)
         if known.device.slow:
-            return await self._blocking(lambda: self._tree.getxattr(known, name), known)
+            return await self._threads.run(lambda: self._tree.getxattr(known, name), known)
         return self._tree.getxattr(known, name)
 
     @boundary
@@ -476,6 +417,6 @@ class VolumeFS(pyfuse3.Operations):
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
         known = self._inodes[inode]
         if name.startswith(XATTR_PREFIX) or inode == ROOT_ID:
-            await self._blocking(lambda: self._root.setxattr(known, name, None), known)
+            await self._threads.run(lambda: self._root.setxattr(known, name, None), known)
         else:
             await self._run(known, lambda: self._tree.removexattr(known, name))

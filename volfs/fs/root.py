@@ -17,8 +17,9 @@ from pyfuse3 import EntryAttributes, ReaddirToken, RequestContext
 
 from volfs import syscalls
 from volfs.errors import InvalidNameError, VolumeNotFoundError
-from volfs.fs.handles import HandleTable, RootHandle
-from volfs.fs.inodes import Inode, InodeTable
+from volfs.fs.handles import DirectoryHandle, FileHandle, HandleTable, RootHandle
+from volfs.fs.inode import Inode
+from volfs.fs.inodes import InodeTable
 from volfs.fs.options import MountOptions
 from volfs.fs.tree import Tree
 from volfs.store import VolumeStore
@@ -28,6 +29,10 @@ from volfs.volume import Owner, Volume, check_name
 XATTR_PREFIX = b"volfs."
 _PATH_PARTS = 256
 """How many names of a path are shown at most."""
+
+_RELEASE_TIME = 0.03
+_PATIENCE = 3
+"""A file is taken to be in use when this many times this many seconds brought no release."""
 
 _LABEL_PREFIX = b"volfs.label."
 
@@ -151,6 +156,7 @@ class Root:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT)) from None
         # Found once more, so that it is known which inodes go with it.
         top = self._inodes.remember(os.fstat(fd), root, name, fd, lookups=0)
+        self._await_releases(top)
         try:
             self._store.remove(text, by=_who(ctx), only_empty=self._options.rmdir == "empty")
             self._inodes.detach(top)
@@ -179,6 +185,23 @@ class Root:
 
     # -- who uses what
 
+    def _open_in(self, volume: tuple[int, int]) -> list[FileHandle | DirectoryHandle]:
+        """What is open in the volume whose top directory is this (device number, inode)."""
+        return [handle for handle in self._handles if _identity(handle.inode.volume_top) == volume]
+
+    def _await_releases(self, top: Inode) -> None:
+        """Let files that were closed be released.
+
+        The kernel has a dozen RELEASE requests under way at a time and keeps others back, so a
+        removal can come before those of files closed earlier.
+        """
+        volume = _identity(top)
+        left, patience = len(self._open_in(volume)), _PATIENCE
+        while left and patience:
+            time.sleep(_RELEASE_TIME)
+            before, left = left, len(self._open_in(volume))
+            patience = _PATIENCE if left < before else patience - 1
+
     def _open_holders(self, volume: Volume) -> list[Holder]:
         """Open files and directories of a volume, one holder for each process and file."""
         try:
@@ -189,14 +212,10 @@ class Root:
             status = os.fstat(fd)
         finally:
             os.close(fd)
-        holders = []
-        for handle in self._handles:
-            top = handle.inode.volume_top
-            if top.ino == status.st_ino and top.device.dev == status.st_dev:
-                holders.append(
-                    Holder("open", _path(handle.inode), handle.pid, _command(handle.pid))
-                )
-        return holders
+        return [
+            Holder("open", _path(handle.inode), handle.pid, _command(handle.pid))
+            for handle in self._open_in((status.st_dev, status.st_ino))
+        ]
 
     # -- extended attributes that volfs answers itself
 
@@ -256,6 +275,10 @@ class Root:
             "open_files": self._handles.open_files,
             "open_directories": self._handles.open_directories,
         }
+
+
+def _identity(inode: Inode) -> tuple[int, int]:
+    return inode.device.dev, inode.ino
 
 
 def _volume_name(name: bytes) -> str:

@@ -26,6 +26,7 @@ from volfs.fs.kernel.drain import Drain
 from volfs.fs.operations import VolumeFS
 from volfs.fs.options import MountOptions
 from volfs.fs.root import Root
+from volfs.fs.threads import WorkerThreads
 from volfs.fs.tree import Tree
 from volfs.store import VolumeStore
 from volfs.usage import tree_mounts
@@ -130,7 +131,8 @@ async def serve(
     inodes.make_root(scope_fd)
     tree = Tree(inodes, handles, caller, options.cache)
     root = Root(store, inodes, handles, tree, options)
-    operations = VolumeFS(inodes, handles, root, tree, caller, scope_fd)
+    threads = WorkerThreads(caller)
+    operations = VolumeFS(inodes, handles, root, tree, threads, scope_fd)
     target = await trio.to_thread.run_sync(os.path.realpath, mountpoint)
     own_mount = os.geteuid() == 0
     stopping = threading.Event()
@@ -138,11 +140,11 @@ async def serve(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         try:
             _mount(operations, scope, target, options)
-            drain = _drain(operations)
+            drain = _drain(threads)
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_unmount_upon, signals, target, drain)
-                    nursery.start_soon(_housekeep, store, operations, caller, options, stopping)
+                    nursery.start_soon(_housekeep, store, operations, threads, options, stopping)
                     nursery.start_soon(_sweep, inodes)
                     nursery.start_soon(_announce, target, ready)
                     try:
@@ -297,12 +299,12 @@ async def _announce(target: str, ready: Callable[[], None]) -> None:
     ready()
 
 
-def _drain(operations: VolumeFS) -> Drain | None:
+def _drain(threads: WorkerThreads) -> Drain | None:
     devices = [fd for fd in map(int, os.listdir("/proc/self/fd")) if _is_fuse_device(fd)]
     if len(devices) != 1:
         log.info("the descriptor of %s was not found: requests are not drained", _FUSE_DEVICE)
         return None
-    return Drain.install(devices[0], lambda: operations.in_threads > 0)
+    return Drain.install(devices[0], lambda: threads.busy)
 
 
 def _is_fuse_device(fd: int) -> bool:
@@ -328,17 +330,13 @@ async def _unmount_upon(signals: AsyncIterator[int], target: str, drain: Drain |
 async def _housekeep(
     store: VolumeStore,
     operations: VolumeFS,
-    caller: Caller,
+    threads: WorkerThreads,
     options: MountOptions,
     stopping: threading.Event,
 ) -> None:
-    def housekeep() -> None:
-        caller.separate_umask()
-        store.housekeep(stopping.is_set)
-
     while True:
         try:
-            await trio.to_thread.run_sync(housekeep)
+            await threads.run(lambda: store.housekeep(stopping.is_set), on="housekeeping")
         except Exception:
             log.exception("housekeeping failed; it is tried again")
         with trio.move_on_after(options.housekeeping_interval):

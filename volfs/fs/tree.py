@@ -19,7 +19,8 @@ from volfs import syscalls
 from volfs.fs.cache import CachePolicy
 from volfs.fs.caller import Caller, KeepingSetgid, in_group
 from volfs.fs.handles import DirectoryHandle, FileHandle, HandleTable
-from volfs.fs.inodes import Inode, InodeTable
+from volfs.fs.inode import Inode
+from volfs.fs.inodes import InodeTable
 
 _LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _ACL = b"system.posix_acl_access"

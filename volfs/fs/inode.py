@@ -1,0 +1,72 @@
+"""Inode: what is known of one inode that the kernel knows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from volfs.fs.devices import Device
+
+if TYPE_CHECKING:
+    from volfs.fs.handles import DirectoryHandle, FileHandle
+
+ROOT_ID = 1
+"""Node id of the tree's root (FUSE_ROOT_ID in linux/fuse.h)."""
+
+DEEPEST = 1 << 14
+"""Directories above an inode that are walked at most."""
+
+
+class Inode:
+    """One inode the kernel knows.
+
+    ``fd``: its O_PATH descriptor, or -1. ``handle``: its file handle, once it was needed;
+    ``reopens``: whether the handle leads back to it on the mount it was seen on.
+    ``parent``, ``name``: where it was seen last. ``opens``: open handles, which pin it.
+    ``pins``: worker threads that use its descriptor. ``gone``: its volume was removed.
+    """
+
+    __slots__ = (
+        "device",
+        "fd",
+        "generation",
+        "gone",
+        "handle",
+        "ino",
+        "lookups",
+        "name",
+        "node_id",
+        "opens",
+        "parent",
+        "pins",
+        "reopens",
+        "version",
+    )
+
+    def __init__(
+        self, node_id: int, device: Device, ino: int, parent: Inode | None, name: bytes
+    ) -> None:
+        self.node_id = node_id
+        self.device = device
+        self.ino = ino
+        self.generation = 0
+        self.lookups = 0
+        self.parent = parent
+        self.name = name
+        self.fd = -1
+        self.handle: bytes | None = None
+        self.reopens = False
+        self.opens: list[FileHandle | DirectoryHandle] | None = None
+        self.pins = 0
+        self.gone = False
+        self.version: tuple[int, int, int] | None = None
+
+    @property
+    def volume_top(self) -> Inode:
+        """The top directory of the volume this inode is in, as far as is known."""
+        inode = self
+        # Bounded, as directories moved behind the mount can be remembered inside each other.
+        for _ in range(DEEPEST):
+            if inode.parent is None or inode.parent.node_id == ROOT_ID:
+                break
+            inode = inode.parent
+        return inode
