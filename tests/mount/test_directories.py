@@ -145,7 +145,7 @@ def test_what_stays_is_listed_once_while_others_come_and_go(pair: Pair) -> None:
     thread = threading.Thread(target=change)
     thread.start()
     try:
-        for _ in range(4):
+        for _ in range(2):
             before = changes
             with stream(pair.mounted) as listing:
                 names = Counter(name for name, _, _ in listing)
@@ -168,7 +168,7 @@ def test_removing_while_listing_removes_everything(pair: Pair) -> None:
 
 
 def test_positions_can_be_returned_to(pair: Pair) -> None:
-    fill(pair.mounted, range(1500))
+    fill(pair.data, range(1500))
     with stream(pair.mounted) as listing:
         places = [(listing.tell(), listing.next()) for _ in range(1400)]
         for place, entry in places[::97] + places[-1:] + places[:3]:
