@@ -457,3 +457,18 @@ def test_a_removed_directory_lists_as_empty(volume: Path) -> None:
         assert os.listdir(fd) == []
     finally:
         os.close(fd)
+
+
+def test_an_append_only_file_is_appended_to(tree: Mounted, volume: Path) -> None:
+    log = volume / "log"
+    log.write_text("one\n")
+    if subprocess.run(["chattr", "+a", tree.data("vol") / "log"], check=False).returncode:
+        pytest.skip("the filesystem of /tmp has no append-only files")
+    try:
+        with answers(errno.EPERM):
+            os.open(log, os.O_WRONLY)
+        with log.open("a") as file:
+            file.write("two\n")
+        assert log.read_text() == "one\ntwo\n"
+    finally:
+        subprocess.run(["chattr", "-a", tree.data("vol") / "log"], check=True)

@@ -12,22 +12,41 @@ if TYPE_CHECKING:
     from volfs.fs.inode import Inode
 
 _SYNCHRONOUS = os.O_SYNC | os.O_DSYNC
+_PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class FileHandle:
     """An open file: ``fd`` is open on the backing file with the opener's access mode.
 
     ``pid`` is the process that opened it, for naming who uses a volume.
-    ``synchronous``: writes wait for the disk.
+    ``synchronous``: writes wait for the disk. ``appending``: it was opened with O_APPEND.
     """
 
-    __slots__ = ("fd", "inode", "pid", "synchronous")
+    __slots__ = ("appending", "fd", "inode", "pid", "synchronous")
 
     def __init__(self, fd: int, inode: Inode, flags: int, pid: int) -> None:
         self.fd = fd
         self.inode = inode
         self.pid = pid
         self.synchronous = bool(flags & _SYNCHRONOUS)
+        self.appending = bool(flags & os.O_APPEND)
+
+    def write(self, data: bytes, offset: int) -> int:
+        """Write, as pwrite(2) does, and return how many bytes were written.
+
+        The kernel gives an append the offset that it takes for the end. Where somebody has
+        appended behind the mount meanwhile, that is not the end, and the write still goes there.
+        But pages of a mapping are written back through any descriptor of the file: those, whole
+        pages or the last of the file, go where they belong.
+        """
+        if not self.appending:
+            return os.pwrite(self.fd, data, offset)
+        size = os.fstat(self.fd).st_size
+        end = offset + len(data)
+        pages = offset % _PAGE == 0 and (end % _PAGE == 0 or end == size)
+        if offset > size or (pages and offset < size):
+            return os.pwrite(self.fd, data, offset)
+        return os.pwritev(self.fd, (data,), offset, os.RWF_APPEND)
 
 
 class DirectoryHandle:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -210,7 +211,7 @@ class InodeTable:
                 self._evict_oldest()
 
     def release_deleted(self, limit: int) -> int:
-        """Let go of up to ``limit`` least recently used descriptors whose file is deleted.
+        """Look at the ``limit`` least recently used descriptors; let go of deleted files.
 
         A kept descriptor keeps a file's blocks on disk; for one deleted behind the mount nobody
         would tell us. (On a network filesystem it keeps none here, and looking could block.)
@@ -226,7 +227,8 @@ class InodeTable:
             with self._lock:
                 if inode.fd < 0 or inode.device.slow:
                     continue
-                if os.fstat(inode.fd).st_nlink == 0 and not inode.pins:
+                status = os.fstat(inode.fd)
+                if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and not inode.pins:
                     self._learn_handle(inode, inode.fd)
                     self._drop(inode)
                 else:

@@ -290,8 +290,8 @@ class VolumeFS(pyfuse3.Operations):
         handle = self._handles.file(fh)
         start = time.monotonic_ns()
         if handle.synchronous or handle.inode.device.slow or start < self._stalled_until:
-            return await self._threads.run(lambda: os.pwrite(handle.fd, buf, off), handle.inode)
-        written = os.pwrite(handle.fd, buf, off)
+            return await self._threads.run(lambda: handle.write(buf, off), handle.inode)
+        written = handle.write(buf, off)
         end = time.monotonic_ns()
         if end - start > _STALL_NS:
             self._stalled_until = end + _STALL_MEMORY_NS

@@ -25,6 +25,12 @@ from volfs.fs.inodes import InodeTable
 _LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _ACL = b"system.posix_acl_access"
 
+_NOT_PASSED = os.O_DIRECT | os.O_NOFOLLOW | os.O_APPEND
+"""Flags of a caller's open(2) that are not for the backing file. O_DIRECT is between the caller
+and the kernel: reads and writes reach us either way, in buffers without the alignment that it
+would ask of us. O_NOFOLLOW was obeyed by the kernel, and would stop us at /proc. With O_APPEND,
+pwrite(2) ignores the offset: see FileHandle.write."""
+
 
 class Tree:
     """The requests below the root, on the tables shared with the root."""
@@ -216,11 +222,15 @@ class Tree:
     # -- open files
 
     def open(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
-        # O_DIRECT is between the caller and the kernel: reads and writes reach us either way,
-        # in buffers without the alignment that it would ask of us. O_NOFOLLOW was obeyed by the
-        # kernel, and would stop us at /proc.
-        backing = flags & ~(os.O_DIRECT | os.O_NOFOLLOW | os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
-        fd = os.open(str(self._inodes.reach(inode)), backing, dir_fd=self._descriptors)
+        backing = flags & ~(_NOT_PASSED | os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
+        name = str(self._inodes.reach(inode))
+        try:
+            fd = os.open(name, backing, dir_fd=self._descriptors)
+        except PermissionError:
+            if not flags & os.O_APPEND:
+                raise
+            # An append-only file (chattr +a) is opened for appending, or not for writing at all.
+            fd = os.open(name, backing | os.O_APPEND, dir_fd=self._descriptors)
         handle = FileHandle(fd, inode, flags, ctx.pid)
         return FileInfo(
             fh=self._handles.add_file(handle),
@@ -244,7 +254,7 @@ class Tree:
         self, parent: Inode, name: bytes, mode: int, flags: int, ctx: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         directory = self._inodes.reach(parent)
-        backing = flags & ~os.O_DIRECT | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        backing = flags & ~_NOT_PASSED | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             with self._caller.acting(ctx.uid, ctx.gid, ctx.umask), _setgid_as_asked(mode):
                 fd = os.open(name, backing, stat.S_IMODE(mode), dir_fd=directory)
