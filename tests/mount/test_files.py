@@ -462,6 +462,26 @@ def test_mapped_writes_reach_the_file_without_msync(pair: Pair) -> None:
     assert (pair.data / "f").read_bytes() == (b"mark" + bytes(4996)) * 20
 
 
+def test_a_map_of_a_file_open_for_appending(pair: Pair) -> None:
+    """What the kernel writes back goes to its place, not to the end."""
+
+    def operation(top: Path) -> list[object]:
+        path = top / "f"
+        path.write_bytes(b"a" * 8192)
+        fd = os.open(path, os.O_RDWR | os.O_APPEND)
+        with mmap.mmap(fd, 0) as shared:
+            shared[0:6] = b"mapped"
+            shared[5000:5006] = b"mapped"
+            shared.flush()
+        os.write(fd, b"appended")
+        told: list[object] = [os.fstat(fd).st_size]
+        os.close(fd)
+        data = pair.data / "f" if top == pair.mounted else path
+        return [*told, data.read_bytes()]
+
+    pair.same(operation)
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_every_way_to_a_files_bytes_sees_the_same(pair: Pair, seed: int) -> None:
     """Reads, writes, appends, direct I/O, maps and truncation of one file, all mixed."""
