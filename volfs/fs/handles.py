@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -56,47 +57,48 @@ class DirectoryHandle:
     directory as they are asked for; rewinding (offset 0) starts a new listing.
     """
 
-    __slots__ = ("_error", "_names", "_source", "fd", "inode", "pid")
+    __slots__ = ("_entries", "_error", "_source", "fd", "inode", "pid")
 
     def __init__(self, fd: int, inode: Inode, pid: int) -> None:
         self.fd = fd
         self.inode = inode
         self.pid = pid
-        self._names: list[str] = []
+        self._entries: list[tuple[str, int, int]] = []
         self._source: Iterator[os.DirEntry[str]] | None = None
         self._error: OSError | None = None
 
     def rewind(self) -> None:
         """Forget the listing; the next one shows the directory as it is then."""
         self.end()
-        self._names = []
+        self._entries = []
         self._error = None
         os.lseek(self.fd, 0, os.SEEK_SET)
         self._source = os.scandir(self.fd)
 
-    def name(self, position: int) -> str | None:
-        """The name at ``position`` (0 is the first), or None past the end.
+    def entry(self, position: int) -> tuple[str, int, int] | None:
+        """Name, inode number and type (as S_IFMT of st_mode, 0 if unknown) of the entry at
+        ``position`` (0 is the first), or None past the end.
 
         Raises the OSError with which reading the directory ended, as often as asked.
         """
-        names = self._names
-        if self._source is None and not names and self._error is None:
+        entries = self._entries
+        if self._source is None and not entries and self._error is None:
             self.rewind()
-        while position >= len(names):
+        while position >= len(entries):
             if self._error is not None:
                 raise self._error
             try:
-                entry = next(self._source, None) if self._source is not None else None
+                found = next(self._source, None) if self._source is not None else None
             except FileNotFoundError:
-                entry = None  # the directory itself was removed, and so is empty
+                found = None  # the directory itself was removed, and so is empty
             except OSError as error:
                 self._error = error
                 raise
-            if entry is None:
+            if found is None:
                 self.end()
                 return None
-            names.append(entry.name)
-        return names[position]
+            entries.append((found.name, found.inode(), _type(found)))
+        return entries[position]
 
     def end(self) -> None:
         """Close the reading side of the listing."""
@@ -195,6 +197,17 @@ class HandleTable:
                 handle.close()
         self._files.clear()
         self._directories.clear()
+
+
+def _type(entry: os.DirEntry[str]) -> int:
+    # Known from d_type, without a system call; the rarer types need one.
+    if entry.is_symlink():
+        return stat.S_IFLNK
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    return 0
 
 
 def _pin(handle: FileHandle | DirectoryHandle) -> None:

@@ -21,6 +21,7 @@ from volfs.fs.caller import Caller, KeepingSetgid, in_group
 from volfs.fs.handles import DirectoryHandle, FileHandle, HandleTable
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
+from volfs.fs.kernel.dirent import BareEntry, can_be_bare
 
 _LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _ACL = b"system.posix_acl_access"
@@ -294,45 +295,69 @@ class Tree:
     def readdir(self, handle: DirectoryHandle, start: int, token: ReaddirToken) -> None:
         """Reply with entries from offset ``start`` on until the reply is full.
 
-        Offsets 1 and 2 follow "." and "..". Every entry replied counts as looked up, as the
-        kernel remembers it, except the two.
+        Offsets 1 and 2 follow "." and "..". An entry replied with its attributes counts as
+        looked up, as the kernel remembers it. Where it may remember nothing (cache policy
+        never), entries have none.
         """
         if start == 0:
             handle.rewind()
         inode = handle.inode
-        if start < 1 and not self._dot(inode, b".", handle.fd, token, 1):
+        if start < 1 and not self._dot(inode, b".", token, 1):
             return
-        if start < 2:
-            above = inode.parent or inode
-            if not self._dot(above, b"..", handle.fd, token, 2):
-                return
+        if start < 2 and not self._dot(inode.parent or inode, b"..", token, 2):
+            return
         position = max(start, 2)
         replied = position > start
-        inodes = self._inodes
-        reply = pyfuse3.readdir_reply
+        bare = BareEntry() if self._timeout == 0 and can_be_bare() else None
         while True:
             try:
-                text = handle.name(position - 2)
-                if text is None:
+                found = handle.entry(position - 2)
+                if found is None:
                     return
-                name = os.fsencode(text)
-                status = os.stat(text, dir_fd=handle.fd, follow_symlinks=False)
-                child = inodes.remember(status, inode, name, -1, lookups=0)
-            except FileNotFoundError:
                 position += 1
+                if bare is not None:
+                    room = self._reply_bare(handle, found, bare, token, position)
+                else:
+                    room = self._reply_plus(handle, found[0], token, position)
+            except FileNotFoundError:
                 continue  # deleted since it was read
             except OSError:
                 if replied:
                     return  # what there is counts as looked up; the next request meets the error
                 raise
-            position += 1
-            if not reply(token, name, self.attributes(child, status), position):
-                inodes.discard(child)
+            if not room:
                 return
-            child.lookups += 1
             replied = True
 
-    def _dot(self, inode: Inode, name: bytes, fd: int, token: ReaddirToken, position: int) -> bool:
+    def _reply_plus(
+        self, handle: DirectoryHandle, text: str, token: ReaddirToken, position: int
+    ) -> bool:
+        """Put an entry with its attributes into the reply; False if there was no room."""
+        status = os.stat(text, dir_fd=handle.fd, follow_symlinks=False)
+        name = os.fsencode(text)
+        child = self._inodes.remember(status, handle.inode, name, -1, lookups=0)
+        if not pyfuse3.readdir_reply(token, name, self.attributes(child, status), position):
+            self._inodes.discard(child)
+            return False
+        child.lookups += 1
+        return True
+
+    def _reply_bare(
+        self,
+        handle: DirectoryHandle,
+        found: tuple[str, int, int],
+        bare: BareEntry,
+        token: ReaddirToken,
+        position: int,
+    ) -> bool:
+        """Put an entry without attributes into the reply; False if there was no room."""
+        text, ino, mode = found
+        if mode == 0:
+            mode = os.stat(text, dir_fd=handle.fd, follow_symlinks=False).st_mode
+        bare.set(handle.inode.device.node_id(ino), mode)
+        return pyfuse3.readdir_reply(token, os.fsencode(text), bare.entry, position)
+
+    def _dot(self, inode: Inode, name: bytes, token: ReaddirToken, position: int) -> bool:
         entry = EntryAttributes()
         entry.st_ino = inode.node_id
         entry.st_mode = stat.S_IFDIR
