@@ -91,7 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--quick", action="store_true", help="fewer rounds, files and bytes: under 2 minutes")
-    add("--full", action="store_true", help="untar and rm with 20,000 files rather than 5,000")
+    add("--full", action="store_true", help="untar and rm with 20,000 files rather than 2,000")
     add("--rounds", type=int, metavar="N", help="measure everything N times (default 5; quick 3)")
     add("--only", metavar="PATTERN,...", default="*", help="workloads by name; --list shows them")
     add("--fs", metavar="NAME,...", default=",".join(FILESYSTEMS), help="filesystems beside native")

@@ -36,7 +36,7 @@ class Sizes:
 
     names: int = 500
     listing: int = 10_000
-    files: int = 5000
+    files: int = 2000
     repository: int = 1000
     data: int = 256 * MIB
     small_io: int = 16 * MIB
