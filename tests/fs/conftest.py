@@ -77,6 +77,8 @@ class Listing:
     entries: list[EntryAttributes] = field(default_factory=list)
     offset: int = 0
     """Where the next request goes on."""
+    counted: int = 0
+    """How many of the entries the kernel remembers: those with a node id, but for the dots."""
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +89,7 @@ def _reply_to_listings(monkeypatch: pytest.MonkeyPatch) -> None:
         token.names.append(name)
         token.entries.append(entry)
         token.offset = next_offset
+        token.counted += entry.st_ino != 0 and name not in (b".", b"..")
         return True
 
     monkeypatch.setattr(pyfuse3, "readdir_reply", reply)

@@ -23,6 +23,8 @@ class Inode:
     ``reopens``: whether the handle leads back to it on the mount it was seen on.
     ``parent``, ``name``: where it was seen last. ``opens``: open handles, which pin it.
     ``pins``: worker threads that use its descriptor. ``gone``: its volume was removed.
+    ``listed``: replied by a listing in such a way that we hear if its attributes are asked for.
+    ``searched``: (a directory) its entries were asked for since it was listed.
     """
 
     __slots__ = (
@@ -32,6 +34,7 @@ class Inode:
         "gone",
         "handle",
         "ino",
+        "listed",
         "lookups",
         "name",
         "node_id",
@@ -39,6 +42,7 @@ class Inode:
         "parent",
         "pins",
         "reopens",
+        "searched",
         "version",
     )
 
@@ -58,6 +62,8 @@ class Inode:
         self.opens: list[FileHandle | DirectoryHandle] | None = None
         self.pins = 0
         self.gone = False
+        self.listed = False
+        self.searched = False
         self.version: tuple[int, int, int] | None = None
 
     @property

@@ -77,6 +77,10 @@ class Tree:
         return entry
 
     def getattr(self, inode: Inode) -> EntryAttributes:
+        if inode.listed:
+            inode.listed = False
+            if inode.parent is not None:
+                inode.parent.searched = True
         return self.attributes(inode, os.fstat(self._inodes.reach(inode)))
 
     def setattr(
@@ -124,6 +128,7 @@ class Tree:
     # -- names
 
     def lookup(self, parent: Inode, name: bytes) -> EntryAttributes:
+        parent.searched = True
         try:
             fd = os.open(name, _LOOKUP, dir_fd=self._inodes.reach(parent))
         except FileNotFoundError:
@@ -296,11 +301,14 @@ class Tree:
         """Reply with entries from offset ``start`` on until the reply is full.
 
         Offsets 1 and 2 follow "." and "..". An entry replied with its attributes counts as
-        looked up, as the kernel remembers it. Where it may remember nothing (cache policy
-        never), entries have none.
+        looked up, as the kernel remembers it. That costs several times a bare entry, and pays
+        only where somebody asks for the attributes (ls -l, find): so a listing begins with them
+        and goes on with them while its entries are asked for.
         """
         if start == 0:
             handle.rewind()
+        elif os.fstat(handle.fd).st_nlink == 0:
+            return  # removed meanwhile, and so empty, whatever was read of it before
         inode = handle.inode
         if start < 1 and not self._dot(inode, b".", token, 1):
             return
@@ -308,7 +316,10 @@ class Tree:
             return
         position = max(start, 2)
         replied = position > start
-        bare = BareEntry() if self._timeout == 0 and can_be_bare() else None
+        first = True
+        plus = self._timeout > 0 and (start == 0 or inode.searched)
+        bare = None if plus or not can_be_bare() else BareEntry()
+        inode.searched = False
         while True:
             try:
                 found = handle.entry(position - 2)
@@ -318,7 +329,7 @@ class Tree:
                 if bare is not None:
                     room = self._reply_bare(handle, found, bare, token, position)
                 else:
-                    room = self._reply_plus(handle, found[0], token, position)
+                    room = self._reply_plus(handle, found[0], token, position, told=first)
             except FileNotFoundError:
                 continue  # deleted since it was read
             except OSError:
@@ -328,18 +339,32 @@ class Tree:
             if not room:
                 return
             replied = True
+            first = False
 
     def _reply_plus(
-        self, handle: DirectoryHandle, text: str, token: ReaddirToken, position: int
+        self,
+        handle: DirectoryHandle,
+        text: str,
+        token: ReaddirToken,
+        position: int,
+        *,
+        told: bool,
     ) -> bool:
-        """Put an entry with its attributes into the reply; False if there was no room."""
+        """Put an entry with its attributes into the reply; False if there was no room.
+
+        ``told``: the kernel shall not keep the attributes, so that we are told if they matter.
+        """
         status = os.stat(text, dir_fd=handle.fd, follow_symlinks=False)
         name = os.fsencode(text)
         child = self._inodes.remember(status, handle.inode, name, -1, lookups=0)
-        if not pyfuse3.readdir_reply(token, name, self.attributes(child, status), position):
+        entry = self.attributes(child, status)
+        if told:
+            entry.attr_timeout = 0
+        if not pyfuse3.readdir_reply(token, name, entry, position):
             self._inodes.discard(child)
             return False
         child.lookups += 1
+        child.listed = told
         return True
 
     def _reply_bare(
