@@ -81,7 +81,7 @@ class Root:
             fd = _open_top(volume)
         except (VolumeNotFoundError, UnicodeDecodeError, FileNotFoundError):
             self._local.discard(name)
-            return self._missing()
+            return self._limited(self._tree.missing())
         entry = self._limited(self._tree.found(root, name, fd))
         if not root.device.slow and not self._inodes[entry.st_ino].device.slow:
             self._local.add(name)
@@ -97,14 +97,6 @@ class Root:
         except InvalidNameError:
             return True
         return False
-
-    def _missing(self) -> EntryAttributes:
-        if self._timeout == 0:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        entry = EntryAttributes()
-        entry.st_ino = 0
-        entry.entry_timeout = self._timeout
-        return entry
 
     def _limited(self, entry: EntryAttributes) -> EntryAttributes:
         entry.entry_timeout = self._timeout

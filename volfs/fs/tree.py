@@ -136,9 +136,10 @@ class Tree:
         return self.found(parent, name, fd)
 
     def missing(self) -> EntryAttributes:
-        """The reply for a name that is not there: cached like one that is."""
-        if self._timeout == 0:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        """The reply for a name that is not there: kept for as long as one that is.
+
+        Node id 0 is ENOENT to the kernel (fuse_lookup_name in fs/fuse/dir.c), with a timeout.
+        """
         entry = EntryAttributes()
         entry.st_ino = 0
         entry.entry_timeout = self._timeout

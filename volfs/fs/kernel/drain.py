@@ -66,7 +66,7 @@ class Drain:
         if self._closed:
             return False
         self._taken += 1
-        if self._taken >= _TURN or not self._poll(0):
+        if self._taken >= _TURN or not self._poll(0 if self._others_work() else _LINGER_MS):
             self._waiting = True
             try:
                 await self._readable()
@@ -82,12 +82,9 @@ class Drain:
 
     async def _readable(self) -> None:
         if self._taken >= _TURN:
-            self._taken = 0
             await trio.lowlevel.checkpoint()
+        self._taken = 0
         while not self._poll(0):
-            if not self._others_work() and self._poll(_LINGER_MS):
-                return
-            self._taken = 0
             await trio.lowlevel.wait_readable(self._fd)
             # Readable when the event loop looked; only a look now is to be relied upon.
 
