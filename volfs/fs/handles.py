@@ -201,13 +201,11 @@ class HandleTable:
 
 def _type(entry: os.DirEntry[str]) -> int:
     # Known from d_type, without a system call; the rarer types need one.
-    if entry.is_symlink():
-        return stat.S_IFLNK
-    if entry.is_dir(follow_symlinks=False):
-        return stat.S_IFDIR
     if entry.is_file(follow_symlinks=False):
         return stat.S_IFREG
-    return 0
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFLNK if entry.is_symlink() else 0
 
 
 def _pin(handle: FileHandle | DirectoryHandle) -> None:
