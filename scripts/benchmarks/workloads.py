@@ -101,11 +101,11 @@ def _checked(
             timeout=TIME_LIMIT,
         )  # fmt: skip
     except subprocess.CalledProcessError as error:
-        raise BenchError(f"{command[0]}: {error.stderr.strip()[-300:]}") from None
+        raise BenchError(f"{Path(command[0]).name}: {error.stderr.strip()[-300:]}") from None
     except subprocess.TimeoutExpired:
-        raise BenchError(f"{command[0]}: not done after {TIME_LIMIT:.0f} s") from None
+        raise BenchError(f"{Path(command[0]).name}: not done after {TIME_LIMIT:.0f} s") from None
     except OSError as error:
-        raise BenchError(f"{command[0]}: {error}") from None
+        raise BenchError(f"{Path(command[0]).name}: {error}") from None
 
 
 def _timed(command: Sequence[str], where: Path, env: dict[str, str] | None = None) -> Timing:
