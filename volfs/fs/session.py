@@ -34,7 +34,7 @@ from volfs.usage import tree_mounts
 log = logging.getLogger(__name__)
 
 _FUSE_DEVICE = "/dev/fuse"
-_TASKS = 1024
+_TASKS = 256
 """Requests in progress at once; those beyond wait in the kernel. High, since requests waiting
 for a filesystem that hangs must not keep the others from being read."""
 
