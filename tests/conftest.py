@@ -93,6 +93,7 @@ class Mounted:
     uid: int
     allow_warnings: bool = False
     stopped: bool = field(default=False, init=False)
+    descriptors_when_ready: int = field(default=0, init=False)
 
     @property
     def log(self) -> str:
@@ -144,6 +145,8 @@ class Mounted:
         assert code == 0, f"the daemon ended with {code}; its log:\n{log}"
         assert not still, f"the mount outlived the daemon; its log:\n{log}"
         assert not leaks, f"still held when nothing is used any more: {leaks}"
+        unpublished = list(self.scope.glob("trash/.new-*"))
+        assert not unpublished, f"begun and never finished: {unpublished}"
         if not self.allow_warnings:
             bad = [line for line in log.splitlines() if _is_warning(line)]
             assert not bad, "unexpected in the daemon's log:\n" + log
@@ -161,6 +164,10 @@ class Mounted:
             self.drop_caches()
             counters = self.statistics()
             left = {name: count for name, count in counters.items() if count != idle[name]}
+            # Beside its tables a daemon keeps one for each further filesystem it has met.
+            surplus = len(os.listdir(f"/proc/{self.pid}/fd")) - self.descriptors_when_ready
+            if surplus > 4:
+                left["surplus of descriptors"] = surplus
             if not left or time.monotonic() > end:
                 return left
             time.sleep(0.05)
@@ -292,6 +299,7 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
             f"the mount:\n{mounted.log}",
         )
         assert process.poll() is None, f"volfs mount failed:\n{mounted.log}"
+        mounted.descriptors_when_ready = len(os.listdir(f"/proc/{process.pid}/fd"))
         return mounted
 
     try:

@@ -24,10 +24,12 @@ class Inode:
     ``parent``, ``name``: where it was seen last. ``opens``: open handles, which pin it.
     ``pins``: worker threads that use its descriptor. ``gone``: its volume was removed.
     ``listed``: replied by a listing in such a way that we hear if its attributes are asked for.
-    ``searched``: (a directory) its entries were asked for since it was listed.
+    ``searched``: (a directory) its entries were asked for since it was listed; ``bare``: it was
+    listed without attributes.
     """
 
     __slots__ = (
+        "bare",
         "device",
         "fd",
         "generation",
@@ -62,6 +64,7 @@ class Inode:
         self.opens: list[FileHandle | DirectoryHandle] | None = None
         self.pins = 0
         self.gone = False
+        self.bare = False
         self.listed = False
         self.searched = False
         self.version: tuple[int, int, int] | None = None

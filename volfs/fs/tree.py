@@ -21,7 +21,7 @@ from volfs.fs.caller import Caller, KeepingSetgid, in_group
 from volfs.fs.handles import DirectoryHandle, FileHandle, HandleTable
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
-from volfs.fs.kernel.dirent import BareEntry, can_be_bare
+from volfs.fs.listing import Listings
 
 _LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _ACL = b"system.posix_acl_access"
@@ -48,6 +48,7 @@ class Tree:
         self._caller = caller
         self._cache = cache
         self._timeout = cache.timeout
+        self._listings = Listings(inodes, self.attributes, cache.timeout)
         # The names in this directory stand for our own descriptors, O_PATH ones among them.
         self._descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -78,9 +79,7 @@ class Tree:
 
     def getattr(self, inode: Inode) -> EntryAttributes:
         if inode.listed:
-            inode.listed = False
-            if inode.parent is not None:
-                inode.parent.searched = True
+            self._listings.asked_for(inode)
         return self.attributes(inode, os.fstat(self._inodes.reach(inode)))
 
     def setattr(
@@ -129,6 +128,8 @@ class Tree:
 
     def lookup(self, parent: Inode, name: bytes) -> EntryAttributes:
         parent.searched = True
+        if parent.bare:
+            self._listings.regret(parent)
         try:
             fd = os.open(name, _LOOKUP, dir_fd=self._inodes.reach(parent))
         except FileNotFoundError:
@@ -299,95 +300,7 @@ class Tree:
         return self._handles.add_directory(DirectoryHandle(fd, inode, ctx.pid))
 
     def readdir(self, handle: DirectoryHandle, start: int, token: ReaddirToken) -> None:
-        """Reply with entries from offset ``start`` on until the reply is full.
-
-        Offsets 1 and 2 follow "." and "..". An entry replied with its attributes counts as
-        looked up, as the kernel remembers it. That costs several times a bare entry, and pays
-        only where somebody asks for the attributes (ls -l, find): so a listing begins with them
-        and goes on with them while its entries are asked for.
-        """
-        if start == 0:
-            handle.rewind()
-        elif os.fstat(handle.fd).st_nlink == 0:
-            return  # removed meanwhile, and so empty, whatever was read of it before
-        inode = handle.inode
-        if start < 1 and not self._dot(inode, b".", token, 1):
-            return
-        if start < 2 and not self._dot(inode.parent or inode, b"..", token, 2):
-            return
-        position = max(start, 2)
-        replied = position > start
-        first = True
-        plus = self._timeout > 0 and (start == 0 or inode.searched)
-        bare = None if plus or not can_be_bare() else BareEntry()
-        inode.searched = False
-        while True:
-            try:
-                found = handle.entry(position - 2)
-                if found is None:
-                    return
-                position += 1
-                if bare is not None:
-                    room = self._reply_bare(handle, found, bare, token, position)
-                else:
-                    room = self._reply_plus(handle, found[0], token, position, told=first)
-            except FileNotFoundError:
-                continue  # deleted since it was read
-            except OSError:
-                if replied:
-                    return  # what there is counts as looked up; the next request meets the error
-                raise
-            if not room:
-                return
-            replied = True
-            first = False
-
-    def _reply_plus(
-        self,
-        handle: DirectoryHandle,
-        text: str,
-        token: ReaddirToken,
-        position: int,
-        *,
-        told: bool,
-    ) -> bool:
-        """Put an entry with its attributes into the reply; False if there was no room.
-
-        ``told``: the kernel shall not keep the attributes, so that we are told if they matter.
-        """
-        status = os.stat(text, dir_fd=handle.fd, follow_symlinks=False)
-        name = os.fsencode(text)
-        child = self._inodes.remember(status, handle.inode, name, -1, lookups=0)
-        entry = self.attributes(child, status)
-        if told:
-            entry.attr_timeout = 0
-        if not pyfuse3.readdir_reply(token, name, entry, position):
-            self._inodes.discard(child)
-            return False
-        child.lookups += 1
-        child.listed = told
-        return True
-
-    def _reply_bare(
-        self,
-        handle: DirectoryHandle,
-        found: tuple[str, int, int],
-        bare: BareEntry,
-        token: ReaddirToken,
-        position: int,
-    ) -> bool:
-        """Put an entry without attributes into the reply; False if there was no room."""
-        text, ino, mode = found
-        if mode == 0:
-            mode = os.stat(text, dir_fd=handle.fd, follow_symlinks=False).st_mode
-        bare.set(handle.inode.device.node_id(ino), mode)
-        return pyfuse3.readdir_reply(token, os.fsencode(text), bare.entry, position)
-
-    def _dot(self, inode: Inode, name: bytes, token: ReaddirToken, position: int) -> bool:
-        entry = EntryAttributes()
-        entry.st_ino = inode.node_id
-        entry.st_mode = stat.S_IFDIR
-        return pyfuse3.readdir_reply(token, name, entry, position)
+        self._listings.reply(handle, start, token)
 
     def releasedir(self, handle: DirectoryHandle) -> None:
         """Close a directory that is off the handle table."""
