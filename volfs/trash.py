@@ -44,6 +44,7 @@ ATTEMPTS = 100
 _log = logging.getLogger(__name__)
 _REMOVED = "removed.json"
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
+_DEAD = "dead"
 _NEW, _DOOMED, _EMPTY = ".new-", ".doomed-", ".empty-"
 _ID_TIME = "%Y%m%dT%H%M%S.%f"
 _ID = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}", re.ASCII)
@@ -297,9 +298,15 @@ class Trash:
 
     def _doom(self, id: str) -> bool:
         """Make an entry not restorable; return whether it was this call that did."""
+        doomed = _DOOMED + id
         try:
-            os.rename(id, _DOOMED + id, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            os.rename(id, doomed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
+            # A restoration may be in the entry already: who renames the volume first has it.
+            os.rename(
+                f"{doomed}/{VOLUME}", f"{doomed}/{_DEAD}", src_dir_fd=self.fd, dst_dir_fd=self.fd
+            )
         except FileNotFoundError:
+            self._delete(doomed, never)  # what a restoration left of the entry
             return False
         # On disk before the first file goes: a half-deleted volume must never be restorable.
         sync_directory(self.fd)
