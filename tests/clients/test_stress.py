@@ -103,6 +103,7 @@ def test_fio_reads_back_what_it_wrote(volume: VolumeDir, engine: str) -> None:
     require("fio")
     words = ["--name=verify", "--size=8M", "--rw=randwrite"]
     words += ["--bsrange=4k-64k", "--bs_unaligned=0", "--verify=crc32c", "--verify_fatal=1"]
+    words += ["--verify_state_save=0"]  # it would go to the working directory
     words += ["--do_verify=1", "--fsync=64", "--end_fsync=1", "--overwrite=0"]
     # Its own preallocation by fallocate is not offered here, and would only be a warning.
     words += ["--fallocate=none", *f"--ioengine={engine}".split()]
