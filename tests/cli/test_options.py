@@ -52,6 +52,10 @@ SPELLINGS = [
     ("nodev", "", MountOptions()),
     ("exec", "", MountOptions()),
     ("noexec", "", MountOptions(noexec=True)),
+    ("passthrough", "", MountOptions()),
+    ("no-passthrough", "", MountOptions(passthrough=False)),
+    ("tap", "", MountOptions()),
+    ("no-tap", "", MountOptions(tap=False)),
 ]
 
 

@@ -165,6 +165,20 @@ OPTIONS = (
     Option(
         "exec", "noexec", "Allow (default) or forbid to run programs.", opposite="noexec", on=False
     ),
+    Option(
+        "passthrough",
+        "passthrough",
+        "Let the kernel read and write the files of volumes itself where it can (default), or "
+        "leave that to the daemon.",
+        opposite="no-passthrough",
+    ),
+    Option(
+        "tap",
+        "tap",
+        "Answer requests where they come in (default), or leave all to pyfuse3, without "
+        "passthrough and with fewer kinds of requests.",
+        opposite="no-tap",
+    ),
 )
 
 _BY_NAME = {option.name: option for option in OPTIONS}

@@ -17,6 +17,8 @@ class MountOptions:
     ``root_owner``: (uid, gid) of the tree's root directory; None means those of the daemon.
     ``rmdir``: "data" removes a volume with its data (into the trash), "empty" refuses with
     ENOTEMPTY while it holds any.
+    ``tap`` and ``passthrough``: whether the wire tap, and with it FUSE passthrough, are used
+    where they can be; see fs/kernel.
     ``housekeeping_interval``: seconds between two rounds of the store's chores.
     """
 
@@ -29,4 +31,6 @@ class MountOptions:
     rmdir: Literal["data", "empty"] = "data"
     root_mode: int = 0o755
     root_owner: tuple[int, int] | None = None
+    tap: bool = True
+    passthrough: bool = True
     housekeeping_interval: float = 60.0
