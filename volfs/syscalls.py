@@ -10,7 +10,7 @@ import ctypes
 import errno
 import os
 import struct
-from ctypes import POINTER, byref, c_char_p, c_int, c_long, c_uint, c_ulong, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_int64, c_long, c_uint, c_ulong, c_void_p
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -33,9 +33,14 @@ MS_NOATIME = 1024
 MS_NODIRATIME = 2048
 MS_POSIXACL = 1 << 16
 MS_STRICTATIME = 1 << 24
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+FALLOC_FL_COLLAPSE_RANGE = 8
+FALLOC_FL_ZERO_RANGE = 16
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 CAP_FSETID = 4
+CAP_LINUX_IMMUTABLE = 9
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
 PR_SET_SECUREBITS = 28
@@ -63,6 +68,17 @@ def renameat2(src_dir: int, src: bytes, dst_dir: int, dst: bytes, flags: int) ->
 def syncfs(fd: int) -> None:
     """syncfs(2): write what the filesystem that ``fd`` is on has not yet written."""
     if _libc.syncfs(c_int(fd)) != 0:
+        raise _fail()
+
+
+# With 64-bit offsets everywhere; C libraries without the second name have no others.
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
+_fallocate.argtypes = (c_int, c_int, c_int64, c_int64)
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2), with FALLOC_FL_* in ``mode``; offset and length in bytes."""
+    if _fallocate(fd, mode, offset, length) != 0:
         raise _fail()
 
 
