@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 
+from tests import levels
 from tests.unprivileged import shared
 from volfs import syscalls
 
@@ -26,6 +27,32 @@ MS_REMOUNT = 32
 NOBODY = 65534
 DEADLINE = 20.0
 """Seconds that anything awaited may take before the test fails."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--level",
+        choices=levels.LEVELS,
+        default="passthrough",
+        help="serve the mounted trees at this level (default: passthrough)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    levels.choose(config.getoption("--level"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a higher level than the chosen one.
+
+    By what was chosen, never by what is in effect: a tap that is missing has to fail.
+    """
+    needs: dict[levels.Level, str] = {"passthrough": "needs passthrough", "tap": "needs the tap"}
+    missing = {level: reason for level, reason in needs.items() if not levels.reaches(level)}
+    for item in items:
+        for level, reason in missing.items():
+            if item.get_closest_marker(f"needs_{level}"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 def wait_for(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
@@ -91,6 +118,8 @@ class Mounted:
     log_path: Path
     process: subprocess.Popen[bytes]
     uid: int
+    level: levels.Level
+    """The level at which the tree has to be served."""
     allow_warnings: bool = False
     stopped: bool = field(default=False, init=False)
     descriptors_when_ready: int = field(default=0, init=False)
@@ -108,10 +137,22 @@ class Mounted:
         """The real data path of a volume."""
         return self.scope / "volumes" / volume / "_data"
 
-    def statistics(self) -> dict[str, int]:
-        """The daemon's counters (the volfs.stats attribute of the root)."""
-        counters: dict[str, int] = json.loads(os.getxattr(self.mnt, "volfs.stats"))
+    def statistics(self) -> dict[str, Any]:
+        """What the daemon counts (the volfs.stats attribute of the root)."""
+        counters: dict[str, Any] = json.loads(os.getxattr(self.mnt, "volfs.stats"))
         return counters
+
+    def assert_level(self) -> None:
+        """The tree is served at the level at which it has to be."""
+
+        def compare() -> None:
+            in_effect = self.statistics().get("level", self.level)
+            assert in_effect == self.level, f"served at level {in_effect}, not {self.level}"
+
+        if self.uid:
+            as_user(self.uid, compare)  # without allow_other not even root may ask
+        else:
+            compare()
 
     def drop_caches(self) -> None:
         """Make the kernel forget what it caches of this mount (a remount does)."""
@@ -158,12 +199,13 @@ class Mounted:
             "descriptors": 0,
             "open_files": 0,
             "open_directories": 0,
+            "backing_ids": 0,
         }
         end = time.monotonic() + DEADLINE
         while True:
             self.drop_caches()
-            counters = self.statistics()
-            left = {name: count for name, count in counters.items() if count != idle[name]}
+            counters = {"backing_ids": 0, **self.statistics()}
+            left = {name: counters[name] for name, count in idle.items() if counters[name] != count}
             # Beside its tables a daemon keeps one for each further filesystem it has met.
             surplus = len(os.listdir(f"/proc/{self.pid}/fd")) - self.descriptors_when_ready
             if surplus > 4:
@@ -193,7 +235,10 @@ def is_mounted(path: Path) -> bool:
 class MountFactory(Protocol):
     """Start a daemon: ``mount(cache="never", scope=path, user=65534, ro=True, ...)``.
 
-    Keyword options are those of ``volfs mount -o``: a value of True is the bare option.
+    Keyword options are those of ``volfs mount -o``: a value of True is the bare option. Unless
+    they name a level (``no_tap=True``), the one of ``--level`` is asked for. That level, as far
+    as this machine and user reach, has to be in effect; ``level`` says another, for a test that
+    takes something away.
     """
 
     def __call__(
@@ -203,6 +248,7 @@ class MountFactory(Protocol):
         user: int = 0,
         environment: Mapping[str, str] | None = None,
         preexec: Callable[[], None] | None = None,
+        level: levels.Level | None = None,
         **options: str | bool,
     ) -> Mounted: ...
 
@@ -248,6 +294,7 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
         user: int = 0,
         environment: Mapping[str, str] | None = None,
         preexec: Callable[[], None] | None = None,
+        level: levels.Level | None = None,
         **options: str | bool,
     ) -> Mounted:
         number = len(started)
@@ -259,9 +306,10 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
         if user:
             os.chown(mnt, user, user)
             os.chown(scope, user, user)
+        with_level = levels.with_level(options)
         chosen = [
             name.replace("_", "-") if value is True else f"{name.replace('_', '-')}={value}"
-            for name, value in options.items()
+            for name, value in with_level.items()
             if value is not False
         ]
         program = ["volfs"]
@@ -292,13 +340,15 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
                 preexec_fn=preexec,
                 cwd=Path(__file__).parent.parent,
             )
-        mounted = Mounted(scope, mnt, log_path, process, user, allow_warnings)
+        expected = level or levels.expected(with_level, user)
+        mounted = Mounted(scope, mnt, log_path, process, user, expected, allow_warnings)
         started.append(mounted)
         wait_for(
             lambda: _says_ready(notices) or process.poll() is not None,
             f"the mount:\n{mounted.log}",
         )
         assert process.poll() is None, f"volfs mount failed:\n{mounted.log}"
+        mounted.assert_level()
         mounted.descriptors_when_ready = len(os.listdir(f"/proc/{process.pid}/fd"))
         return mounted
 
