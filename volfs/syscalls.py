@@ -91,19 +91,26 @@ _libc.syscall.restype = c_long
 _SYS_UTIMENSAT = {"x86_64": 280, "aarch64": 88}.get(os.uname().machine)
 
 
+NOW = 1 << 127
+"""A time for ``utimensat`` beyond any that can be written: the kernel's own idea of now."""
+
+
+def _timespec(time_ns: int | None) -> _Timespec:
+    if time_ns is None:
+        return _Timespec(0, UTIME_OMIT)
+    if time_ns == NOW:
+        return _Timespec(0, UTIME_NOW)
+    return _Timespec(time_ns // 10**9, time_ns % 10**9)
+
+
 def utimensat(fd: int, atime_ns: int | None, mtime_ns: int | None) -> None:
-    """utimensat(2) on the descriptor itself, O_PATH or not; None leaves that time alone.
+    """utimensat(2) on the descriptor itself, O_PATH or not.
+
+    Times in nanoseconds since 1970, or NOW; None leaves that time alone.
 
     glibc's wrapper refuses an empty path in old versions, so the system call is made directly.
     """
-    times = _TimespecPair(
-        _Timespec(0, UTIME_OMIT)
-        if atime_ns is None
-        else _Timespec(atime_ns // 10**9, atime_ns % 10**9),
-        _Timespec(0, UTIME_OMIT)
-        if mtime_ns is None
-        else _Timespec(mtime_ns // 10**9, mtime_ns % 10**9),
-    )
+    times = _TimespecPair(_timespec(atime_ns), _timespec(mtime_ns))
     if _SYS_UTIMENSAT is None:
         done = _libc.utimensat(AT_FDCWD, f"/proc/self/fd/{fd}".encode(), byref(times), 0)
     else:

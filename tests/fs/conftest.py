@@ -25,11 +25,13 @@ from pyfuse3 import (
 
 from volfs.fs.cache import CachePolicy
 from volfs.fs.caller import Caller
+from volfs.fs.entries import Entries
 from volfs.fs.handles import HandleTable
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
 from volfs.fs.operations import VolumeFS
 from volfs.fs.options import MountOptions
+from volfs.fs.requests import Requests
 from volfs.fs.root import Root
 from volfs.fs.threads import WorkerThreads
 from volfs.fs.tree import Tree
@@ -110,7 +112,7 @@ class Filesystem:
         self.root = Root(
             self.store, self.inodes, self.handles, self.tree, MountOptions(cache=cache)
         )
-        self.operations = VolumeFS(
+        self.requests = Requests(
             self.inodes,
             self.handles,
             self.root,
@@ -118,6 +120,8 @@ class Filesystem:
             WorkerThreads(self.caller),
             self._scope_fd,
         )
+        self.entries = Entries(self.inodes, self.root, self.tree, cache)
+        self.operations = VolumeFS(self.requests, self.entries)
 
     def close(self) -> None:
         self.handles.close()
@@ -129,8 +133,9 @@ class Filesystem:
     def volume(self, name: str = "vol") -> tuple[InodeT, Path]:
         """A new volume, looked up once: its top directory's node id, and the real data path."""
         self.store.create(name, exclusive=True)
-        entry = self.root.lookup(self.root_inode, name.encode())
-        return InodeT(entry.st_ino), Path(self.store.get(name).path)
+        found = self.root.lookup(self.root_inode, name.encode())
+        assert found is not None
+        return InodeT(found[0].node_id), Path(self.store.get(name).path)
 
     def inode(self, node_id: int) -> Inode:
         return self.inodes[node_id]

@@ -155,7 +155,7 @@ def test_inode_number_of_64_bits(fs: Filesystem, ino: int) -> None:
     """GlusterFS has them."""
     inode = fs.inodes.remember(fabricated(fs, ino), fs.root_inode, b"big", -1)
     assert inode.node_id == ino
-    assert fs.tree.attributes(inode, (fs.scope).stat()).st_ino == ino
+    assert fs.entries.attributes(inode, fs.scope.stat()).st_ino == ino
 
 
 async def test_big_number_that_a_foreign_file_has_already(

@@ -11,9 +11,9 @@ from typing import Any, NoReturn
 
 import pyfuse3
 import pytest
-from pyfuse3 import FileHandleT, FileNameT, FUSEError, InodeT, ModeT
+from pyfuse3 import EntryAttributes, FileHandleT, FileNameT, FUSEError, InodeT, ModeT
 
-from tests.fs.conftest import ROOT, Filesystem, context
+from tests.fs.conftest import ROOT, Filesystem, context, fields
 from volfs.errors import VolfsError
 from volfs.fs.inode import ROOT_ID
 from volfs.fs.operations import VolumeFS
@@ -46,8 +46,8 @@ class Broken:
 
 
 def break_with(fs: Filesystem, error: Exception) -> None:
-    for table in ("_inodes", "_handles", "_root", "_tree"):
-        setattr(fs.operations, table, Broken(error))
+    for table in ("inodes", "handles", "root", "tree"):
+        setattr(fs.requests, table, Broken(error))
 
 
 def request_arguments(name: str) -> list[Any]:
@@ -63,6 +63,8 @@ def request_arguments(name: str) -> list[Any]:
         "datasync": False,
         "ctx": context(),
         "inode_list": [(ROOT_ID + 1, 1)],
+        "attr": EntryAttributes(),
+        "fields": fields(update_mode=True),
     }
     parameters = list(inspect.signature(getattr(VolumeFS, name)).parameters)[1:]
     return [given.get(parameter, ROOT_ID + 1) for parameter in parameters]

@@ -22,6 +22,7 @@ from pyfuse3 import (
 
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory, context, fields
 from volfs import syscalls
+from volfs.fs import entries, inodes, tree
 from volfs.fs.threads import WAITING
 
 DEADLINE = 20.0
@@ -36,7 +37,12 @@ BLOCKING = [
         "preadv", "pwrite", "fsync", "fdatasync", "scandir", "dup", "getxattr", "setxattr",
         "listxattr", "removexattr",
     )
-] + [(syscalls, name) for name in ("renameat2", "utimensat", "open_by_handle_at")]  # fmt: skip
+] + [
+    *((syscalls, name) for name in ("renameat2", "utimensat", "open_by_handle_at")),
+    *((tree, name) for name in ("fstat", "fstatat", "open_path")),
+    *((entries, name) for name in ("fstat", "fstatat")),
+    (inodes, "fstat"),
+]  # fmt: skip
 
 
 class Watch:

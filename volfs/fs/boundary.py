@@ -19,6 +19,21 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+def errno_of(error: Exception, request: str) -> int:
+    """What the caller of ``request`` (its name, for the log) is told of a failure."""
+    if isinstance(error, FUSEError):
+        return error.errno
+    if isinstance(error, OSError):
+        # EMFILE would tell the caller of a limit of its own; the one reached is ours.
+        return errno.ENFILE if error.errno == errno.EMFILE else error.errno or errno.EIO
+    if isinstance(error, VolfsError):
+        level = logging.INFO if isinstance(error, VolumeInUseError) else logging.DEBUG
+        log.log(level, "%s: %s", request, error)
+        return error.errno
+    log.error("%s failed unexpectedly; answered EIO", request, exc_info=error)
+    return errno.EIO
+
+
 def boundary(
     handler: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
@@ -32,16 +47,7 @@ def boundary(
             return await handler(self, *args, **kwargs)
         except FUSEError:
             raise
-        except OSError as error:
-            # EMFILE would tell the caller of a limit of its own; the one reached is ours.
-            code = errno.ENFILE if error.errno == errno.EMFILE else error.errno
-            raise FUSEError(code or errno.EIO) from None
-        except VolfsError as error:
-            level = logging.INFO if isinstance(error, VolumeInUseError) else logging.DEBUG
-            log.log(level, "%s: %s", handler.__name__, error)
-            raise FUSEError(error.errno) from None
-        except Exception:
-            log.exception("%s failed unexpectedly; answered EIO", handler.__name__)
-            raise FUSEError(errno.EIO) from None
+        except Exception as error:  # noqa: BLE001  (errno_of logs what is unexpected)
+            raise FUSEError(errno_of(error, handler.__name__)) from None
 
     return bounded

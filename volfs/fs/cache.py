@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import stat
 
 
 class CachePolicy(enum.Enum):
@@ -18,6 +19,14 @@ class CachePolicy(enum.Enum):
     @property
     def timeout(self) -> float:
         return _TIMEOUTS[self]
+
+    def attribute_timeout(self, mode: int) -> float:
+        """For the attributes of a file with this st_mode, in seconds.
+
+        Writing to a file with a set-user-id or set-group-id bit takes that away without the
+        kernel being told, so it does not keep the attributes of such a file.
+        """
+        return 0.0 if mode & 0o6000 and mode & 0o170000 == stat.S_IFREG else self.timeout
 
     @property
     def root_timeout(self) -> float:

@@ -14,10 +14,24 @@ import resource
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol
 
 from volfs import syscalls
 
 log = logging.getLogger(__name__)
+
+
+class Requester(Protocol):
+    """Who sent a request: fsuid, fsgid, process id (0 outside our namespace) and umask."""
+
+    @property
+    def uid(self) -> int: ...
+    @property
+    def gid(self) -> int: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def umask(self) -> int: ...
 
 
 class Caller:

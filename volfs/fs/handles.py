@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from volfs.fs.inode import Inode
 
+Data = bytes | bytearray | memoryview
+
 _SYNCHRONOUS = os.O_SYNC | os.O_DSYNC
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -19,35 +21,48 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 class FileHandle:
     """An open file: ``fd`` is open on the backing file with the opener's access mode.
 
-    ``pid`` is the process that opened it, for naming who uses a volume.
-    ``synchronous``: writes wait for the disk. ``appending``: it was opened with O_APPEND.
+    ``fd`` is -1 while nothing needed it: the kernel reads the backing file itself.
+    ``number`` is its file handle, once it is in the table; ``pid`` the process that opened it,
+    for naming who uses a volume. ``synchronous``: writes wait for the disk. ``appending``: it
+    was opened with O_APPEND. ``keeps_cache``: the kernel's cached pages are still right.
     """
 
-    __slots__ = ("appending", "fd", "inode", "pid", "synchronous")
+    __slots__ = ("appending", "fd", "inode", "keeps_cache", "number", "pid", "synchronous")
 
-    def __init__(self, fd: int, inode: Inode, flags: int, pid: int) -> None:
+    def __init__(
+        self, fd: int, inode: Inode, flags: int, pid: int, *, keeps_cache: bool = False
+    ) -> None:
         self.fd = fd
         self.inode = inode
+        self.number = 0
         self.pid = pid
         self.synchronous = bool(flags & _SYNCHRONOUS)
         self.appending = bool(flags & os.O_APPEND)
+        self.keeps_cache = keeps_cache
 
-    def write(self, data: bytes, offset: int) -> int:
+    def write(self, data: Data, offset: int, append: bool | None = None) -> int:
         """Write, as pwrite(2) does, and return how many bytes were written.
 
         The kernel gives an append the offset that it takes for the end. Where somebody has
         appended behind the mount meanwhile, that is not the end, and the write still goes there.
-        But pages of a mapping are written back through any descriptor of the file: those, whole
-        pages or the last of the file, go where they belong.
+        But pages of a mapping are written back through any descriptor of the file: those go
+        where they belong. ``append`` says which it is; where that is not known (None), whole
+        pages or the last of the file are taken for pages of a mapping.
         """
-        if not self.appending:
+        if append:
+            return os.pwritev(self.fd, (data,), offset, os.RWF_APPEND)
+        if append is False or not self.appending:
             return os.pwrite(self.fd, data, offset)
         size = os.fstat(self.fd).st_size
-        end = offset + len(data)
+        end = offset + memoryview(data).nbytes
         pages = offset % _PAGE == 0 and (end % _PAGE == 0 or end == size)
         if offset > size or (pages and offset < size):
             return os.pwrite(self.fd, data, offset)
         return os.pwritev(self.fd, (data,), offset, os.RWF_APPEND)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
 
 
 class DirectoryHandle:
@@ -57,11 +72,13 @@ class DirectoryHandle:
     directory as they are asked for; rewinding (offset 0) starts a new listing.
     """
 
-    __slots__ = ("_entries", "_error", "_source", "fd", "inode", "pid")
+    __slots__ = ("_entries", "_error", "_source", "fd", "inode", "keeps_cache", "number", "pid")
 
-    def __init__(self, fd: int, inode: Inode, pid: int) -> None:
+    def __init__(self, fd: int, inode: Inode, pid: int, *, keeps_cache: bool = False) -> None:
         self.fd = fd
         self.inode = inode
+        self.number = 0
+        self.keeps_cache = keeps_cache
         self.pid = pid
         self._entries: list[tuple[str, int, int]] = []
         self._source: Iterator[os.DirEntry[str]] | None = None
@@ -112,12 +129,13 @@ class DirectoryHandle:
 
 
 class RootHandle:
-    """The open root directory: the volumes' names as they were when it was opened or rewound."""
+    """The open root directory: its entries (offset and name) when it was opened or rewound."""
 
-    __slots__ = ("names",)
+    __slots__ = ("entries", "number")
 
     def __init__(self) -> None:
-        self.names: list[str] | None = None
+        self.entries: list[tuple[int, str]] | None = None
+        self.number = 0
 
 
 class HandleTable:
@@ -130,14 +148,14 @@ class HandleTable:
 
     def add_file(self, handle: FileHandle) -> int:
         """Keep an open file and return its number."""
-        number = next(self._numbers)
+        number = handle.number = next(self._numbers)
         self._files[number] = handle
         _pin(handle)
         return number
 
     def add_directory(self, handle: DirectoryHandle | RootHandle) -> int:
         """Keep an open directory and return its number."""
-        number = next(self._numbers)
+        number = handle.number = next(self._numbers)
         self._directories[number] = handle
         if isinstance(handle, DirectoryHandle):
             _pin(handle)
@@ -191,10 +209,7 @@ class HandleTable:
     def close(self) -> None:
         """Close everything."""
         for handle in self:
-            if isinstance(handle, FileHandle):
-                os.close(handle.fd)
-            else:
-                handle.close()
+            handle.close()
         self._files.clear()
         self._directories.clear()
 

@@ -25,10 +25,12 @@ class Inode:
     ``pins``: worker threads that use its descriptor. ``gone``: its volume was removed.
     ``listed``: replied by a listing in such a way that we hear if its attributes are asked for.
     ``searched``: (a directory) its entries were asked for since it was listed; ``bare``: it was
-    listed without attributes.
+    listed without attributes. ``backing``: its backing id while it is open for passthrough,
+    else 0. ``locked``: it has or had POSIX locks.
     """
 
     __slots__ = (
+        "backing",
         "bare",
         "device",
         "fd",
@@ -37,6 +39,7 @@ class Inode:
         "handle",
         "ino",
         "listed",
+        "locked",
         "lookups",
         "name",
         "node_id",
@@ -64,6 +67,8 @@ class Inode:
         self.opens: list[FileHandle | DirectoryHandle] | None = None
         self.pins = 0
         self.gone = False
+        self.backing = 0
+        self.locked = False
         self.bare = False
         self.listed = False
         self.searched = False

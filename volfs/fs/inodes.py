@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from volfs import syscalls
 from volfs.fs.devices import Device
 from volfs.fs.inode import DEEPEST, ROOT_ID, Inode
+from volfs.fs.status import Status, fstat
 
 _LEAST = 16
 """One request uses a few descriptors at once; they must not evict each other."""
@@ -85,7 +86,7 @@ class InodeTable:
 
     def remember(
         self,
-        status: os.stat_result,
+        status: Status,
         parent: Inode,
         name: bytes,
         fd: int,
@@ -125,7 +126,7 @@ class InodeTable:
             inode.lookups += lookups
             return inode
 
-    def moved(self, status: os.stat_result, parent: Inode, name: bytes) -> None:
+    def moved(self, status: Status, parent: Inode, name: bytes) -> None:
         """Note that the file with this stat is now ``name`` in ``parent``, if it is known."""
         with self._lock:
             device = self._devices.get(status.st_dev)
@@ -183,8 +184,9 @@ class InodeTable:
                 pass  # a worker thread evicted it this instant
             else:
                 return fd
-        if inode.opens:
-            return inode.opens[-1].fd
+        for handle in inode.opens or ():
+            if handle.fd >= 0:
+                return handle.fd
         if inode.gone:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self._open_again(inode)
@@ -192,7 +194,7 @@ class InodeTable:
     def evict(self, inode: Inode) -> None:
         """Close the inode's descriptor, keeping what finds it again."""
         with self._lock:
-            if inode.fd >= 0 and not inode.pins:
+            if inode.fd >= 0 and not inode.pins and not inode.backing:
                 self._learn_handle(inode, inode.fd)
                 self._drop(inode)
 
@@ -227,8 +229,9 @@ class InodeTable:
             with self._lock:
                 if inode.fd < 0 or inode.device.slow:
                     continue
-                status = os.fstat(inode.fd)
-                if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and not inode.pins:
+                status = fstat(inode.fd)
+                used = inode.pins or inode.backing
+                if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and not used:
                     self._learn_handle(inode, inode.fd)
                     self._drop(inode)
                 else:
@@ -268,7 +271,7 @@ class InodeTable:
         inode.gone = False
         self._drop(inode)
 
-    def _add_device(self, status: os.stat_result, parent: Inode, name: bytes, fd: int) -> Device:
+    def _add_device(self, status: Status, parent: Inode, name: bytes, fd: int) -> Device:
         own = -1
         if fd < 0:
             fd = own = os.open(name, _REACH, dir_fd=self.reach(parent))
@@ -311,7 +314,7 @@ class InodeTable:
                     # A volume's top directory: only the store can say where it is now.
                     raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
                 here = parent
-                if here.fd >= 0 or here.opens or here.gone:
+                if here.fd >= 0 or here.opens or here.gone:  # (a directory's handle has one)
                     fd = self.reach(here)
                     break
             for child in reversed(above):
@@ -346,8 +349,9 @@ class InodeTable:
                 break
             inode = next(iter(self._recent))
             self._learn_handle(inode, inode.fd)
-            if inode.pins or (_is_volume_top(inode) and not inode.reopens):
-                # In use by a worker thread, or not to be found again by the table alone.
+            if inode.pins or inode.backing or (_is_volume_top(inode) and not inode.reopens):
+                # In use by a worker thread, open without a descriptor of its own, or not to be
+                # found again by the table alone.
                 self._recent.move_to_end(inode)
                 continue
             self._drop(inode)
@@ -375,7 +379,7 @@ def _open_child(directory: int, inode: Inode) -> int:
         fd = os.open(inode.name, _REACH, dir_fd=directory)
     except (FileNotFoundError, NotADirectoryError):
         raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
-    status = os.fstat(fd)
+    status = fstat(fd)
     if (
         status.st_ino != inode.ino
         or status.st_dev != inode.device.dev

@@ -1,21 +1,17 @@
-"""VolumeFS: one short method per request, no logic of its own.
+"""VolumeFS: the requests as pyfuse3 brings them.
 
-Each finds its inodes, chooses the thread (quick calls on local filesystems run on the event
-loop, slow ones in a worker thread) and turns failures into errnos. pyfuse3's loop ends with any
-exception but FUSEError, so nothing else may leave a method here.
+One short method per request, no logic of its own: Requests does the work. pyfuse3's loop ends
+with any exception but FUSEError, so nothing else may leave a method here.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
-import os
-import time
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Sequence
+from typing import TypeVar, cast
 
 import pyfuse3
-import trio
 from pyfuse3 import (
     EntryAttributes,
     FileHandleT,
@@ -33,23 +29,15 @@ from pyfuse3 import (
 )
 
 from volfs.fs.boundary import boundary
-from volfs.fs.handles import DirectoryHandle, HandleTable, RootHandle
-from volfs.fs.inode import ROOT_ID, Inode
-from volfs.fs.inodes import InodeTable
-from volfs.fs.root import XATTR_PREFIX, Root
-from volfs.fs.threads import WorkerThreads
-from volfs.fs.tree import Tree
+from volfs.fs.entries import Entries
+from volfs.fs.handles import DirectoryHandle, RootHandle
+from volfs.fs.inode import ROOT_ID
+from volfs.fs.requests import Later, Requests
+from volfs.fs.tree import Changes
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-_STALL_NS = 10_000_000
-_STALL_MEMORY_NS = 1_000_000_000
-"""A write that took longer than the first (the kernel throttles writers when too many pages are
-dirty) sends writes to worker threads for as long as the second, in nanoseconds."""
-
-_READ_BUFFER = 1 << 20
 
 
 class VolumeFS(pyfuse3.Operations):
@@ -59,33 +47,10 @@ class VolumeFS(pyfuse3.Operations):
     enable_writeback_cache = False
     enable_acl = True
 
-    def __init__(
-        self,
-        inodes: InodeTable,
-        handles: HandleTable,
-        root: Root,
-        tree: Tree,
-        threads: WorkerThreads,
-        scope_fd: int,
-    ) -> None:
+    def __init__(self, requests: Requests, entries: Entries) -> None:
         super().__init__()
-        self._inodes = inodes
-        self._handles = handles
-        self._root = root
-        self._tree = tree
-        self._threads = threads
-        self._scope_fd = scope_fd
-        self._stalled_until = 0
-        # Replies are copied to the kernel before anything else runs, so one buffer serves all.
-        self._buffer = bytearray(_READ_BUFFER)
-        self.volume_removed = trio.Event()
-
-    # -- which thread
-
-    async def _run(self, inode: Inode, call: Callable[[], T]) -> T:
-        if inode.device.slow:
-            return await self._threads.run(call, inode)
-        return call()
+        self._requests = requests
+        self._entries = entries
 
     # -- inodes and names
 
@@ -93,30 +58,21 @@ class VolumeFS(pyfuse3.Operations):
     async def lookup(
         self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._inodes[parent_inode]
-        if parent_inode == ROOT_ID:
-            if self._root.is_quick(name):
-                return self._root.lookup(parent, name)
-            return await self._threads.run(lambda: self._root.lookup(parent, name), on=name)
-        if parent.device.slow:
-            return await self._threads.run(lambda: self._tree.lookup(parent, name), parent)
-        return self._tree.lookup(parent, name)
+        found = await _result(self._requests.lookup(parent_inode, name))
+        if found is None:
+            return self._entries.missing(in_root=parent_inode == ROOT_ID)
+        return self._entries.attributes(*found)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:
         try:
-            for node_id, lookups in inode_list:
-                self._inodes.forget(node_id, lookups)
+            self._requests.forget(inode_list)
         except Exception:
             log.exception("forget failed unexpectedly")
 
     @boundary
     async def getattr(self, inode: InodeT, ctx: RequestContext) -> EntryAttributes:
-        if inode == ROOT_ID:
-            return self._root.getattr()
-        known = self._inodes[inode]
-        if known.device.slow:
-            return await self._threads.run(lambda: self._tree.getattr(known), known)
-        return self._tree.getattr(known)
+        status = await _result(self._requests.getattr(inode))
+        return self._entries.attributes(self._requests.inodes[inode], status)
 
     @boundary
     async def setattr(
@@ -127,17 +83,21 @@ class VolumeFS(pyfuse3.Operations):
         fh: FileHandleT | None,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        if inode == ROOT_ID:
-            # Its mode and owner are mount options.
-            raise FUSEError(errno.EPERM)
-        known = self._inodes[inode]
-        handle = None if fh is None else self._handles.file(fh)
-        return await self._run(known, lambda: self._tree.setattr(known, attr, fields, handle))
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            size=attr.st_size if fields.update_size else None,
+            atime=attr.st_atime_ns if fields.update_atime else None,
+            mtime=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        status = await _result(self._requests.setattr(inode, changes, fh))
+        return self._entries.attributes(self._requests.inodes[inode], status)
 
     @boundary
     async def readlink(self, inode: InodeT, ctx: RequestContext) -> FileNameT:
-        known = self._inodes[inode]
-        return FileNameT(await self._run(known, lambda: self._tree.readlink(known)))
+        target = await _result(self._requests.readlink(inode))
+        return FileNameT(target)
 
     @boundary
     async def mknod(
@@ -148,17 +108,15 @@ class VolumeFS(pyfuse3.Operations):
         rdev: int,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        parent = self._below_root(parent_inode)
-        return await self._run(parent, lambda: self._tree.mknod(parent, name, mode, rdev, ctx))
+        found = await _result(self._requests.mknod(parent_inode, name, mode, rdev, ctx))
+        return self._entries.attributes(*found)
 
     @boundary
     async def mkdir(
         self, parent_inode: InodeT, name: FileNameT, mode: ModeT, ctx: RequestContext
     ) -> EntryAttributes:
-        parent = self._inodes[parent_inode]
-        if parent_inode == ROOT_ID:
-            return await self._threads.run(lambda: self._root.mkdir(parent, name, mode, ctx))
-        return await self._run(parent, lambda: self._tree.mkdir(parent, name, mode, ctx))
+        found = await _result(self._requests.mkdir(parent_inode, name, mode, ctx))
+        return self._entries.attributes(*found)
 
     @boundary
     async def symlink(
@@ -168,22 +126,16 @@ class VolumeFS(pyfuse3.Operations):
         target: FileNameT,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        parent = self._below_root(parent_inode)
-        return await self._run(parent, lambda: self._tree.symlink(parent, name, target, ctx))
+        found = await _result(self._requests.symlink(parent_inode, name, target, ctx))
+        return self._entries.attributes(*found)
 
     @boundary
     async def unlink(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        parent = self._below_root(parent_inode)
-        await self._run(parent, lambda: self._tree.unlink(parent, name))
+        await _result(self._requests.unlink(parent_inode, name))
 
     @boundary
     async def rmdir(self, parent_inode: InodeT, name: FileNameT, ctx: RequestContext) -> None:
-        parent = self._inodes[parent_inode]
-        if parent_inode == ROOT_ID:
-            await self._threads.run(lambda: self._root.rmdir(parent, name, ctx))
-            self.volume_removed.set()
-        else:
-            await self._run(parent, lambda: self._tree.rmdir(parent, name))
+        await _result(self._requests.rmdir(parent_inode, name, ctx))
 
     @boundary
     async def rename(
@@ -195,18 +147,9 @@ class VolumeFS(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> None:
-        old, new = self._inodes[parent_inode_old], self._inodes[parent_inode_new]
-        if (parent_inode_old == ROOT_ID) != (parent_inode_new == ROOT_ID):
-            # A volume is no directory of another; mv copies upon EXDEV.
-            raise FUSEError(errno.EXDEV)
-        if parent_inode_old == ROOT_ID:
-            await self._threads.run(lambda: self._root.rename(old, name_old, name_new, flags))
-        elif old.device.slow or new.device.slow:
-            await self._threads.run(
-                lambda: self._tree.rename(old, name_old, new, name_new, flags), old, new
-            )
-        else:
-            self._tree.rename(old, name_old, new, name_new, flags)
+        await _result(
+            self._requests.rename(parent_inode_old, name_old, parent_inode_new, name_new, flags)
+        )
 
     @boundary
     async def link(
@@ -216,29 +159,15 @@ class VolumeFS(pyfuse3.Operations):
         new_name: FileNameT,
         ctx: RequestContext,
     ) -> EntryAttributes:
-        if new_parent_inode == ROOT_ID:
-            raise FUSEError(errno.EXDEV)  # as for a rename into the root
-        known, parent = self._inodes[inode], self._inodes[new_parent_inode]
-        if known.device.slow or parent.device.slow:
-            return await self._threads.run(
-                lambda: self._tree.link(known, parent, new_name), known, parent
-            )
-        return self._tree.link(known, parent, new_name)
-
-    def _below_root(self, node_id: InodeT) -> Inode:
-        if node_id == ROOT_ID:
-            # Only directories live there: no file type could be made, whatever the permissions.
-            raise FUSEError(errno.EPERM)
-        return self._inodes[node_id]
+        found = await _result(self._requests.link(inode, new_parent_inode, new_name))
+        return self._entries.attributes(*found)
 
     # -- open files
 
     @boundary
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        known = self._inodes[inode]
-        info = await self._run(known, lambda: self._tree.open(known, flags, ctx))
-        self._make_room()
-        return info
+        handle = await _result(self._requests.open(inode, flags, ctx.pid))
+        return FileInfo(fh=FileHandleT(handle.number), keep_cache=handle.keeps_cache)
 
     @boundary
     async def create(
@@ -249,118 +178,68 @@ class VolumeFS(pyfuse3.Operations):
         flags: FlagT,
         ctx: RequestContext,
     ) -> tuple[FileInfo, EntryAttributes]:
-        parent = self._below_root(parent_inode)
-        reply = await self._run(parent, lambda: self._tree.create(parent, name, mode, flags, ctx))
-        self._make_room()
-        return reply
-
-    def _make_room(self) -> None:
-        # A directory being listed has a second descriptor.
-        self._inodes.make_room(self._handles.open_files + 2 * self._handles.open_directories)
+        reply = await _result(self._requests.create(parent_inode, name, mode, flags, ctx))
+        handle, found = reply
+        return FileInfo(fh=FileHandleT(handle.number)), self._entries.attributes(*found)
 
     @boundary
     async def read(self, fh: FileHandleT, off: int, size: int) -> bytes:
-        handle = self._handles.file(fh)
-        device = handle.inode.device
-        done = 0
-        if device.nowait and not device.slow and size <= _READ_BUFFER:
-            window = memoryview(self._buffer)[:size]
-            try:
-                done = os.preadv(handle.fd, (window,), off, os.RWF_NOWAIT)
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                if error.errno != errno.EOPNOTSUPP:
-                    raise
-                device.nowait = False
-            else:
-                if done == size or off + done >= os.fstat(handle.fd).st_size:
-                    return window[:done]  # type: ignore[return-value]
-        elif not device.slow:
-            return os.pread(handle.fd, size, off)
-        # Not all of it is in the page cache: wait for the disk elsewhere.
-        head = bytes(window[:done]) if done else b""
-        tail = await self._threads.run(
-            lambda: os.pread(handle.fd, size - done, off + done), handle.inode
-        )
-        return head + tail if head else tail
+        data: object = await _result(self._requests.read(fh, off, size))
+        return cast(bytes, data)  # any buffer does
 
     @boundary
     async def write(self, fh: FileHandleT, off: int, buf: bytes) -> int:
-        handle = self._handles.file(fh)
-        start = time.monotonic_ns()
-        if handle.synchronous or handle.inode.device.slow or start < self._stalled_until:
-            return await self._threads.run(lambda: handle.write(buf, off), handle.inode)
-        written = handle.write(buf, off)
-        end = time.monotonic_ns()
-        if end - start > _STALL_NS:
-            self._stalled_until = end + _STALL_MEMORY_NS
-        return written
+        return await _result(self._requests.write(fh, off, buf))
 
     @boundary
     async def flush(self, fh: FileHandleT) -> None:
-        if not self._inodes[ROOT_ID].device.slow:
-            # Local filesystems have nothing to say at close; the kernel then asks no more.
-            raise FUSEError(errno.ENOSYS)
-        # Closing a duplicate makes a network filesystem report what it could not write.
-        handle = self._handles.file(fh)
-        await self._threads.run(lambda: os.close(os.dup(handle.fd)), handle.inode)
+        if self._requests.closes_quietly:
+            raise FUSEError(errno.ENOSYS)  # the kernel then asks no more
+        await _result(self._requests.flush(fh))
 
     @boundary
     async def fsync(self, fh: FileHandleT, datasync: bool) -> None:
-        handle = self._handles.file(fh)
-        call = os.fdatasync if datasync else os.fsync
-        await self._threads.run(lambda: call(handle.fd), handle.inode)
+        await self._requests.fsync(fh, datasync)()
 
     @boundary
     async def release(self, fh: FileHandleT) -> None:
-        handle = self._handles.remove_file(fh)
-        if handle is not None:
-            await self._run(handle.inode, lambda: self._tree.release(handle))
+        await _result(self._requests.release(fh))
 
     # -- open directories
 
     @boundary
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
-        known = self._inodes[inode]
-        if inode == ROOT_ID:
-            number = self._root.opendir()
-        else:
-            number = await self._run(known, lambda: self._tree.opendir(known, ctx))
-            self._make_room()
-        return FileHandleT(number)
+        opened: DirectoryHandle | RootHandle
+        opened = await _result(self._requests.opendir(inode, ctx.pid))
+        return FileHandleT(opened.number)
 
     @boundary
     async def readdir(self, fh: FileHandleT, start_id: int, token: ReaddirToken) -> None:
-        handle = self._handles.directory(fh)
+        handle = self._requests.handles.directory(fh)
         if isinstance(handle, RootHandle):
-            root = self._inodes[ROOT_ID]
-            if start_id == 0 or handle.names is None:
-                await self._threads.run(lambda: self._root.begin_listing(handle), on="listing")
-            await self._threads.run(
-                lambda: self._root.readdir(root, handle, start_id, token), on="listing"
-            )
+            await self._requests.elsewhere(
+                lambda: self._entries.list_root(handle, start_id, token), on="listing"
+            )()
+        elif handle.inode.device.slow:
+            await self._requests.elsewhere(
+                lambda: self._entries.list_directory(handle, start_id, token), handle.inode
+            )()
         else:
-            await self._run(handle.inode, lambda: self._tree.readdir(handle, start_id, token))
+            self._entries.list_directory(handle, start_id, token)
 
     @boundary
     async def releasedir(self, fh: FileHandleT) -> None:
-        handle = self._handles.remove_directory(fh)
-        if isinstance(handle, DirectoryHandle):
-            await self._run(handle.inode, lambda: self._tree.releasedir(handle))
+        await _result(self._requests.releasedir(fh))
 
     @boundary
     async def fsyncdir(self, fh: FileHandleT, datasync: bool) -> None:
-        handle = self._handles.directory(fh)
-        if isinstance(handle, DirectoryHandle):  # the root's entries are durable when answered
-            call = os.fdatasync if datasync else os.fsync
-            await self._threads.run(lambda: call(handle.fd), handle.inode)
+        await _result(self._requests.fsyncdir(fh, datasync))
 
     # -- the filesystem
 
     @boundary
     async def statfs(self, ctx: RequestContext) -> StatvfsData:
-        status = await self._run(self._inodes[ROOT_ID], lambda: os.statvfs(self._scope_fd))
+        status = await _result(self._requests.statfs())
         data = StatvfsData()
         data.f_bsize = status.f_bsize
         data.f_frsize = status.f_frsize
@@ -384,39 +263,21 @@ class VolumeFS(pyfuse3.Operations):
     async def setxattr(
         self, inode: InodeT, name: XAttrNameT, value: bytes, ctx: RequestContext
     ) -> None:
-        known = self._inodes[inode]
-        if name.startswith(XATTR_PREFIX) or inode == ROOT_ID:
-            await self._threads.run(lambda: self._root.setxattr(known, name, value), known)
-        else:
-            await self._run(known, lambda: self._tree.setxattr(known, name, value, ctx))
+        await _result(self._requests.setxattr(inode, name, value, 0, ctx))
 
     @boundary
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        known = self._inodes[inode]
-        if name.startswith(XATTR_PREFIX):
-            return await self._threads.run(lambda: self._root.getxattr(known, name), known)
-        if inode == ROOT_ID:
-            raise FUSEError(errno.ENODATA)
-        if known.device.slow:
-            return await self._threads.run(lambda: self._tree.getxattr(known, name), known)
-        return self._tree.getxattr(known, name)
+        return await _result(self._requests.getxattr(inode, name))
 
     @boundary
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:
-        # volfs.* is answered but not listed: copying tools would try to set what cannot be set.
-        if inode == ROOT_ID:
-            return ()
-        known = self._inodes[inode]
-        names = await self._run(known, lambda: self._tree.listxattr(known))
-        # As ext4 and XFS do: who may not read trusted.* does not see that it is there.
-        return [
-            XAttrNameT(name) for name in names if ctx.uid == 0 or not name.startswith(b"trusted.")
-        ]
+        names = await _result(self._requests.listxattr(inode, ctx))
+        return [XAttrNameT(name) for name in names]
 
     @boundary
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        known = self._inodes[inode]
-        if name.startswith(XATTR_PREFIX) or inode == ROOT_ID:
-            await self._threads.run(lambda: self._root.setxattr(known, name, None), known)
-        else:
-            await self._run(known, lambda: self._tree.removexattr(known, name))
+        await _result(self._requests.removexattr(inode, name))
+
+
+async def _result(answer: T | Later[T]) -> T:
+    return await answer() if isinstance(answer, Later) else answer

@@ -6,22 +6,24 @@ Synchronous functions; those that may block say so.
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import os
 import stat
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
-
-import pyfuse3
-from pyfuse3 import EntryAttributes, ReaddirToken, RequestContext
 
 from volfs import syscalls
 from volfs.errors import InvalidNameError, VolumeNotFoundError
+from volfs.fs.caller import Requester
 from volfs.fs.handles import DirectoryHandle, FileHandle, HandleTable, RootHandle
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
 from volfs.fs.options import MountOptions
-from volfs.fs.tree import Tree
+from volfs.fs.status import MadeStatus, Status
+from volfs.fs.tree import Found, Tree
 from volfs.store import VolumeStore
 from volfs.usage import Holder
 from volfs.volume import Owner, Volume, check_name
@@ -29,6 +31,9 @@ from volfs.volume import Owner, Volume, check_name
 XATTR_PREFIX = b"volfs."
 _PATH_PARTS = 256
 """How many names of a path are shown at most."""
+
+_FIRST_OFFSET = 3
+"""Offset of the first entry in a listing of the root; those before are the dots'."""
 
 _RELEASE_TIME = 0.03
 _PATIENCE = 3
@@ -53,7 +58,10 @@ class Root:
         self._handles = handles
         self._tree = tree
         self._options = options
-        self._timeout = options.cache.root_timeout
+        self._names: list[str] = store.names()
+        self._numbers = itertools.count(_FIRST_OFFSET)
+        self._offsets = {name: next(self._numbers) for name in self._names}
+        self._listing = threading.Lock()
         self._changed_ns = time.time_ns()
         self._local: set[bytes] = set()
         self._owner = options.root_owner or (os.geteuid(), os.getegid())
@@ -61,31 +69,29 @@ class Root:
 
     # -- the directory itself
 
-    def getattr(self) -> EntryAttributes:
-        entry = EntryAttributes()
-        entry.st_ino = pyfuse3.ROOT_INODE
-        entry.attr_timeout = self._timeout
-        entry.entry_timeout = self._timeout
-        entry.st_mode = stat.S_IFDIR | self._options.root_mode
+    def getattr(self) -> Status:
+        now = self._changed_ns
         # As btrfs does: one link, since counting the volumes is not worth a listing.
-        entry.st_nlink = 1
-        entry.st_uid, entry.st_gid = self._owner
-        entry.st_size = 4096
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = self._changed_ns
-        return entry
+        mode = stat.S_IFDIR | self._options.root_mode
+        return MadeStatus(mode, 1, *self._owner, 4096, now, now, now)
 
-    def lookup(self, root: Inode, name: bytes) -> EntryAttributes:
-        """The volume ``name``. May block, unless ``is_quick`` says no."""
+    def getattr_anew(self) -> Status:
+        """As ``getattr``, with the time of changes made beside the mount too. May block."""
+        self._list()
+        return self.getattr()
+
+    def lookup(self, root: Inode, name: bytes) -> Found | None:
+        """The volume ``name``, None if there is none. May block, unless ``is_quick`` says no."""
         try:
             volume = self._store.get(name.decode())
             fd = _open_top(volume)
         except (VolumeNotFoundError, UnicodeDecodeError, FileNotFoundError):
             self._local.discard(name)
-            return self._limited(self._tree.missing())
-        entry = self._limited(self._tree.found(root, name, fd))
-        if not root.device.slow and not self._inodes[entry.st_ino].device.slow:
+            return None
+        inode, status = self._tree.found(root, name, fd)
+        if not root.device.slow and not inode.device.slow:
             self._local.add(name)
-        return entry
+        return inode, status
 
     def is_quick(self, name: bytes) -> bool:
         """Whether looking up ``name`` is known not to block: a volume seen on a local
@@ -98,48 +104,52 @@ class Root:
             return True
         return False
 
-    def _limited(self, entry: EntryAttributes) -> EntryAttributes:
-        entry.entry_timeout = self._timeout
-        return entry
+    def opendir(self) -> RootHandle:
+        handle = RootHandle()
+        self._handles.add_directory(handle)
+        return handle
 
-    def opendir(self) -> int:
-        return self._handles.add_directory(RootHandle())
+    def entries(self, handle: RootHandle, start: int) -> Iterator[tuple[int, bytes, Found]]:
+        """Offset, name and volume of each entry after offset ``start``. May block.
 
-    def begin_listing(self, handle: RootHandle) -> None:
-        """Take the listing that ``readdir`` replies from. May block."""
-        handle.names = self._store.names()
-
-    def readdir(self, root: Inode, handle: RootHandle, start: int, token: ReaddirToken) -> None:
-        """Reply with entries from offset ``start`` on until the reply is full. May block."""
-        reply = pyfuse3.readdir_reply
-        position = start
-        for dot in (b".", b"..")[start:2]:
-            position += 1
-            if not reply(token, dot, self.getattr(), position):
-                return
-        for name in (handle.names or [])[position - 2 :]:
-            position += 1
+        Offsets 1 and 2 are those of the dots; each name then has a number of its own, so that a
+        listing goes on right whatever has come and gone. What is yielded is counted as looked up.
+        """
+        root = self._inodes.root
+        assert root is not None
+        if start == 0 or handle.entries is None:
+            handle.entries = self._list()
+        for offset, name in handle.entries:
+            if offset <= start:
+                continue
             try:
                 fd = _open_top(self._store.get(name))
             except (VolumeNotFoundError, OSError):
                 continue  # removed since the listing, or broken: a look-up tells how
-            entry = self._limited(self._tree.found(root, name.encode(), fd))
-            if not reply(token, name.encode(), entry, position):
-                self._inodes.forget(entry.st_ino, 1)
-                return
+            yield offset, name.encode(), self._tree.found(root, name.encode(), fd)
+
+    def _list(self) -> list[tuple[int, str]]:
+        names = self._store.names()
+        with self._listing:
+            if names != self._names:
+                self._names = names
+                self._changed_ns = time.time_ns()
+                known = self._offsets
+                self._offsets = {name: known.get(name) or next(self._numbers) for name in names}
+            return sorted((offset, name) for name, offset in self._offsets.items())
 
     # -- volumes coming and going; all of these may block
 
-    def mkdir(self, root: Inode, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+    def mkdir(self, root: Inode, name: bytes, mode: int, ctx: Requester) -> Found:
         """Make a volume that is the caller's."""
         text = _volume_name(name)
         # As mkdir(2): of the mode, only permission bits and the sticky bit count.
         owner = Owner(ctx.uid, ctx.gid, mode & ~ctx.umask & 0o1777)
         volume = self._store.create(text, owner=owner, exclusive=True)
         self._changed_ns = time.time_ns()
-        return self._limited(self._tree.found(root, name, _open_top(volume)))
+        return self._tree.found(root, name, _open_top(volume))
 
-    def rmdir(self, root: Inode, name: bytes, ctx: RequestContext) -> None:
+    def rmdir(self, root: Inode, name: bytes, ctx: Requester) -> None:
         """Remove a volume with its data, into the trash."""
         try:
             text = name.decode()
@@ -232,8 +242,11 @@ class Root:
                 return value.encode()
         raise _no_attribute()
 
-    def setxattr(self, inode: Inode, name: bytes, value: bytes | None) -> None:
-        """Set a label, or remove it (None). The other attributes are read-only. May block."""
+    def setxattr(self, inode: Inode, name: bytes, value: bytes | None, flags: int = 0) -> None:
+        """Set a label (``flags`` as for setxattr(2)), or remove it (None). May block.
+
+        The other attributes are read-only.
+        """
         if inode is self._inodes.root or not name.startswith(_LABEL_PREFIX):
             # As for other attributes that a filesystem only shows (trusted.overlay, ceph.*).
             raise OSError(errno.EPERM, "only volfs.label.KEY can be set")
@@ -248,6 +261,10 @@ class Root:
         volume = self._volume_of(inode)
         labels = dict(volume.labels)
         if content is not None:
+            if flags & os.XATTR_CREATE and text in labels:
+                raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
+            if flags & os.XATTR_REPLACE and text not in labels:
+                raise _no_attribute()
             labels[text] = content
         elif labels.pop(text, None) is None:
             raise _no_attribute()
@@ -293,7 +310,7 @@ def _command(pid: int) -> str:
         return ""
 
 
-def _who(ctx: RequestContext) -> str:
+def _who(ctx: Requester) -> str:
     return f"uid {ctx.uid}, {_command(ctx.pid) or 'process'} ({ctx.pid})"
 
 

@@ -20,11 +20,13 @@ import trio
 from volfs import syscalls
 from volfs.errors import MountError
 from volfs.fs.caller import Caller
+from volfs.fs.entries import Entries
 from volfs.fs.handles import HandleTable
 from volfs.fs.inodes import InodeTable
 from volfs.fs.kernel.drain import Drain
 from volfs.fs.operations import VolumeFS
 from volfs.fs.options import MountOptions
+from volfs.fs.requests import Requests
 from volfs.fs.root import Root
 from volfs.fs.threads import WorkerThreads
 from volfs.fs.tree import Tree
@@ -132,7 +134,8 @@ async def serve(
     tree = Tree(inodes, handles, caller, options.cache)
     root = Root(store, inodes, handles, tree, options)
     threads = WorkerThreads(caller)
-    operations = VolumeFS(inodes, handles, root, tree, threads, scope_fd)
+    requests = Requests(inodes, handles, root, tree, threads, scope_fd)
+    operations = VolumeFS(requests, Entries(inodes, root, tree, options.cache))
     target = await trio.to_thread.run_sync(os.path.realpath, mountpoint)
     own_mount = os.geteuid() == 0
     stopping = threading.Event()
@@ -144,7 +147,7 @@ async def serve(
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(_unmount_upon, signals, target, drain)
-                    nursery.start_soon(_housekeep, store, operations, threads, options, stopping)
+                    nursery.start_soon(_housekeep, store, requests, options, stopping)
                     nursery.start_soon(_sweep, inodes)
                     nursery.start_soon(_announce, target, ready)
                     try:
@@ -329,19 +332,18 @@ async def _unmount_upon(signals: AsyncIterator[int], target: str, drain: Drain |
 
 async def _housekeep(
     store: VolumeStore,
-    operations: VolumeFS,
-    threads: WorkerThreads,
+    requests: Requests,
     options: MountOptions,
     stopping: threading.Event,
 ) -> None:
     while True:
         try:
-            await threads.run(lambda: store.housekeep(stopping.is_set), on="housekeeping")
+            await requests.threads.run(lambda: store.housekeep(stopping.is_set), on="housekeeping")
         except Exception:
             log.exception("housekeeping failed; it is tried again")
         with trio.move_on_after(options.housekeeping_interval):
-            await operations.volume_removed.wait()
-        operations.volume_removed = trio.Event()
+            await requests.volume_removed.wait()
+        requests.volume_removed = trio.Event()
 
 
 async def _sweep(inodes: InodeTable) -> None:

@@ -11,19 +11,22 @@ import errno
 import os
 import stat
 from contextlib import AbstractContextManager, nullcontext
-
-import pyfuse3
-from pyfuse3 import EntryAttributes, FileInfo, ReaddirToken, RequestContext
+from typing import NamedTuple, Protocol
 
 from volfs import syscalls
 from volfs.fs.cache import CachePolicy
-from volfs.fs.caller import Caller, KeepingSetgid, in_group
+from volfs.fs.caller import Caller, KeepingSetgid, Requester, in_group
 from volfs.fs.handles import DirectoryHandle, FileHandle, HandleTable
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
 from volfs.fs.listing import Listings
+from volfs.fs.status import Status, fstat, fstatat, open_path
+
+Found = tuple[Inode, Status]
+"""A file that was looked up, and how it is."""
 
 _LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _ACL = b"system.posix_acl_access"
 
 _NOT_PASSED = os.O_DIRECT | os.O_NOFOLLOW | os.O_APPEND
@@ -31,6 +34,36 @@ _NOT_PASSED = os.O_DIRECT | os.O_NOFOLLOW | os.O_APPEND
 and the kernel: reads and writes reach us either way, in buffers without the alignment that it
 would ask of us. O_NOFOLLOW was obeyed by the kernel, and would stop us at /proc. With O_APPEND,
 pwrite(2) ignores the offset: see FileHandle.write."""
+
+
+class Changes(NamedTuple):
+    """What a setattr request sets; None is left as it is.
+
+    Times are in nanoseconds since 1970, or syscalls.NOW.
+    """
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime: int | None = None
+    mtime: int | None = None
+
+
+NO_CHANGES = Changes()
+
+
+class Backings(Protocol):
+    """Lets the kernel read and write open files on their backing files."""
+
+    def acquire(self, inode: Inode, fd: int = -1) -> int:
+        """The backing id of a file that is being opened, 0 if it has none.
+
+        ``fd`` is a descriptor of it, if there is one already.
+        """
+
+    def release(self, inode: Inode) -> None:
+        """Note that nothing has the file open any more."""
 
 
 class Tree:
@@ -42,13 +75,15 @@ class Tree:
         handles: HandleTable,
         caller: Caller,
         cache: CachePolicy,
+        backings: Backings | None = None,
     ) -> None:
         self._inodes = inodes
         self._handles = handles
         self._caller = caller
         self._cache = cache
-        self._timeout = cache.timeout
-        self._listings = Listings(inodes, self.attributes, cache.timeout)
+        self._backings = backings
+        self.listings = Listings(cache.timeout > 0)
+        self._root = os.geteuid() == 0
         # The names in this directory stand for our own descriptors, O_PATH ones among them.
         self._descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -57,135 +92,83 @@ class Tree:
 
     # -- attributes
 
-    def attributes(self, inode: Inode, status: os.stat_result) -> EntryAttributes:
-        """The reply that describes ``inode``, whose stat is ``status``."""
-        entry = EntryAttributes()
-        entry.st_ino = inode.node_id
-        entry.generation = inode.generation
-        entry.entry_timeout = self._timeout
-        entry.attr_timeout = self._timeout
-        entry.st_mode = status.st_mode
-        entry.st_nlink = status.st_nlink
-        entry.st_uid = status.st_uid
-        entry.st_gid = status.st_gid
-        entry.st_rdev = status.st_rdev
-        entry.st_size = status.st_size
-        entry.st_blksize = status.st_blksize
-        entry.st_blocks = status.st_blocks
-        entry.st_atime_ns = status.st_atime_ns
-        entry.st_mtime_ns = status.st_mtime_ns
-        entry.st_ctime_ns = status.st_ctime_ns
-        return entry
-
-    def getattr(self, inode: Inode) -> EntryAttributes:
+    def getattr(self, inode: Inode) -> Status:
         if inode.listed:
-            self._listings.asked_for(inode)
-        return self.attributes(inode, os.fstat(self._inodes.reach(inode)))
+            self.listings.asked_for(inode)
+        return fstat(self._inodes.reach(inode))
 
-    def setattr(
-        self,
-        inode: Inode,
-        attr: EntryAttributes,
-        fields: pyfuse3.SetattrFields,
-        handle: FileHandle | None,
-    ) -> EntryAttributes:
-        fd = handle.fd if handle is not None else self._inodes.reach(inode)
+    def setattr(self, inode: Inode, changes: Changes, handle: FileHandle | None) -> Status:
+        """Change what ``changes`` says, nothing moving ctime all the same; return how it is."""
+        fd = self._inodes.reach(inode) if handle is None or handle.fd < 0 else handle.fd
         path = f"/proc/self/fd/{fd}"
         # Ownership first: changing it clears setuid and setgid, which a mode may set again.
-        if fields.update_uid or fields.update_gid:
+        if changes.uid is not None or changes.gid is not None or changes == NO_CHANGES:
             os.chown(
                 path,
-                attr.st_uid if fields.update_uid else -1,
-                attr.st_gid if fields.update_gid else -1,
+                -1 if changes.uid is None else changes.uid,
+                -1 if changes.gid is None else changes.gid,
             )
-        if fields.update_mode:
-            mode = stat.S_IMODE(attr.st_mode)
+        if changes.mode is not None:
+            mode = stat.S_IMODE(changes.mode)
             with _setgid_as_asked(mode):
                 os.chmod(path, mode)
-        if fields.update_size:
-            if handle is not None:
-                os.ftruncate(fd, attr.st_size)
+        if changes.size is not None:
+            if handle is not None and handle.fd >= 0:
+                os.ftruncate(fd, changes.size)
             else:
-                os.truncate(path, attr.st_size)
-        if fields.update_atime or fields.update_mtime:
-            syscalls.utimensat(
-                fd,
-                attr.st_atime_ns if fields.update_atime else None,
-                attr.st_mtime_ns if fields.update_mtime else None,
-            )
-        if not (
-            fields.update_uid
-            or fields.update_gid
-            or fields.update_mode
-            or fields.update_size
-            or fields.update_atime
-            or fields.update_mtime
-        ):
-            os.chown(path, -1, -1)  # a change of nothing, which still moves ctime
-        return self.attributes(inode, os.fstat(fd))
+                os.truncate(path, changes.size)
+        if changes.atime is not None or changes.mtime is not None:
+            syscalls.utimensat(fd, changes.atime, changes.mtime)
+        return fstat(fd)
 
     # -- names
 
-    def lookup(self, parent: Inode, name: bytes) -> EntryAttributes:
-        parent.searched = True
-        if parent.bare:
-            self._listings.regret(parent)
+    def lookup(self, parent: Inode, name: bytes) -> Found | None:
+        """What ``name`` in ``parent`` is, counted as looked up; None if it is absent."""
+        self.listings.searched(parent)
+        found = open_path(self._inodes.reach(parent), name)
+        if found is None:
+            return None
+        fd, status = found
+        return self._inodes.remember(status, parent, name, fd), status
+
+    def found(self, parent: Inode, name: bytes, fd: int) -> Found:
+        """The file behind the O_PATH descriptor ``fd``, which is taken over."""
         try:
-            fd = os.open(name, _LOOKUP, dir_fd=self._inodes.reach(parent))
-        except FileNotFoundError:
-            return self.missing()
-        return self.found(parent, name, fd)
-
-    def missing(self) -> EntryAttributes:
-        """The reply for a name that is not there: kept for as long as one that is.
-
-        Node id 0 is ENOENT to the kernel (fuse_lookup_name in fs/fuse/dir.c), with a timeout.
-        """
-        entry = EntryAttributes()
-        entry.st_ino = 0
-        entry.entry_timeout = self._timeout
-        return entry
-
-    def found(
-        self, parent: Inode, name: bytes, fd: int, *, created: bool = False
-    ) -> EntryAttributes:
-        """The reply for the file behind the O_PATH descriptor ``fd``, which is taken over."""
-        try:
-            status = os.fstat(fd)
+            status = fstat(fd)
         except BaseException:
             os.close(fd)
             raise
-        inode = self._inodes.remember(status, parent, name, fd, created=created)
-        return self.attributes(inode, status)
+        return self._inodes.remember(status, parent, name, fd), status
 
     def readlink(self, inode: Inode) -> bytes:
         return os.readlink(b"", dir_fd=self._inodes.reach(inode))
 
-    def mknod(
-        self, parent: Inode, name: bytes, mode: int, rdev: int, ctx: RequestContext
-    ) -> EntryAttributes:
+    def mknod(self, parent: Inode, name: bytes, mode: int, rdev: int, ctx: Requester) -> Found:
         directory = self._inodes.reach(parent)
         with self._caller.acting(ctx.uid, ctx.gid, ctx.umask), _setgid_as_asked(mode):
             os.mknod(name, mode, rdev, dir_fd=directory)
         return self._created(parent, name, directory)
 
-    def mkdir(self, parent: Inode, name: bytes, mode: int, ctx: RequestContext) -> EntryAttributes:
+    def mkdir(self, parent: Inode, name: bytes, mode: int, ctx: Requester) -> Found:
         directory = self._inodes.reach(parent)
         with self._caller.acting(ctx.uid, ctx.gid, ctx.umask):
             os.mkdir(name, stat.S_IMODE(mode), dir_fd=directory)
         return self._created(parent, name, directory)
 
-    def symlink(
-        self, parent: Inode, name: bytes, target: bytes, ctx: RequestContext
-    ) -> EntryAttributes:
+    def symlink(self, parent: Inode, name: bytes, target: bytes, ctx: Requester) -> Found:
         directory = self._inodes.reach(parent)
         with self._caller.acting(ctx.uid, ctx.gid, ctx.umask):
             os.symlink(target, name, dir_fd=directory)
         return self._created(parent, name, directory)
 
-    def _created(self, parent: Inode, name: bytes, directory: int) -> EntryAttributes:
+    def _created(self, parent: Inode, name: bytes, directory: int) -> Found:
         # Behind the mount somebody may have replaced it already: then this is what is there.
-        return self.found(parent, name, os.open(name, _LOOKUP, dir_fd=directory), created=True)
+        found = open_path(directory, name)
+        if found is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        fd, status = found
+        return self._inodes.remember(status, parent, name, fd, created=True), status
 
     def unlink(self, parent: Inode, name: bytes) -> None:
         os.unlink(name, dir_fd=self._inodes.reach(parent))
@@ -209,12 +192,12 @@ class Tree:
     def _moved(self, parent: Inode, name: bytes, directory: int) -> None:
         """Note where a renamed inode is now, so that it is found there again."""
         try:
-            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+            status = fstatat(directory, name)
         except FileNotFoundError:
             return  # gone already, behind the mount
         self._inodes.moved(status, parent, name)
 
-    def link(self, inode: Inode, new_parent: Inode, new_name: bytes) -> EntryAttributes:
+    def link(self, inode: Inode, new_parent: Inode, new_name: bytes) -> Found:
         source = self._inodes.reach(inode)
         directory = self._inodes.reach(new_parent)
         # linkat(2) with AT_EMPTY_PATH asks for CAP_DAC_READ_SEARCH; through /proc it does not.
@@ -229,38 +212,68 @@ class Tree:
 
     # -- open files
 
-    def open(self, inode: Inode, flags: int, ctx: RequestContext) -> FileInfo:
+    def open(self, inode: Inode, flags: int, pid: int) -> FileHandle:
+        """Open a file and put it into the handle table.
+
+        Where the kernel reads the backing file itself and has checked all there is to check,
+        that takes no descriptor of ours.
+        """
+        backed = self._backings is not None and self._backings.acquire(inode)
+        try:
+            if backed and inode.fd >= 0 and not flags & (os.O_ACCMODE | os.O_TRUNC):
+                handle = FileHandle(-1, inode, flags, pid)
+            else:
+                fd = self._open_backing(inode, flags)
+                handle = FileHandle(fd, inode, flags, pid)
+                handle.keeps_cache = not backed and self._keeps_cache(inode, fd)
+        except BaseException:
+            if backed:
+                self._release_backing(inode)
+            raise
+        self._handles.add_file(handle)
+        return handle
+
+    def descriptor(self, handle: FileHandle) -> int:
+        """The descriptor of an open file, opened now if it was not needed so far."""
+        if handle.fd < 0:
+            fd = self._open_backing(handle.inode, os.O_RDONLY)
+            if handle.fd < 0:
+                handle.fd = fd
+            else:  # another thread was faster
+                os.close(fd)
+        return handle.fd
+
+    def open_again(self, inode: Inode, flags: int) -> int:
+        """A further descriptor of a file, opened with the access mode in ``flags``."""
+        return self._open_backing(inode, flags)
+
+    def _open_backing(self, inode: Inode, flags: int) -> int:
         backing = flags & ~(_NOT_PASSED | os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
         name = str(self._inodes.reach(inode))
         try:
-            fd = os.open(name, backing, dir_fd=self._descriptors)
+            return os.open(name, backing, dir_fd=self._descriptors)
         except PermissionError:
             if not flags & os.O_APPEND:
                 raise
             # An append-only file (chattr +a) is opened for appending, or not for writing at all.
-            fd = os.open(name, backing | os.O_APPEND, dir_fd=self._descriptors)
-        handle = FileHandle(fd, inode, flags, ctx.pid)
-        return FileInfo(
-            fh=self._handles.add_file(handle),
-            keep_cache=self._keeps_cache(handle),
-        )
+            return os.open(name, backing | os.O_APPEND, dir_fd=self._descriptors)
 
-    def _keeps_cache(self, handle: FileHandle) -> bool:
-        """Whether the kernel's cached pages are those of the file now being opened."""
+    def _keeps_cache(self, inode: Inode, fd: int) -> bool:
+        """Whether what the kernel has cached of the file or directory being opened is right."""
         if self._cache is CachePolicy.ALWAYS:
             return True
         if self._cache is CachePolicy.NEVER:
             return False
-        status = os.fstat(handle.fd)
+        status = fstat(fd)
         # ctime tells what was made to look unchanged (touch -r, rsync --times).
         version = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
-        same = handle.inode.version == version
-        handle.inode.version = version
+        same = inode.version == version
+        inode.version = version
         return same
 
     def create(
-        self, parent: Inode, name: bytes, mode: int, flags: int, ctx: RequestContext
-    ) -> tuple[FileInfo, EntryAttributes]:
+        self, parent: Inode, name: bytes, mode: int, flags: int, ctx: Requester
+    ) -> tuple[FileHandle, Found]:
         directory = self._inodes.reach(parent)
         backing = flags & ~_NOT_PASSED | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
@@ -272,35 +285,54 @@ class Tree:
             # It appeared behind the mount, so the kernel has not checked whether the caller may
             # open it. ESTALE makes it look the name up and go through its checks.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        return self._created_open(fd, parent, name, flags, ctx.pid)
+
+    def _created_open(
+        self, fd: int, parent: Inode, name: bytes, flags: int, pid: int
+    ) -> tuple[FileHandle, Found]:
         try:
-            status = os.fstat(fd)
+            status = fstat(fd)
             inode = self._inodes.remember(status, parent, name, -1, created=True)
         except BaseException:
             os.close(fd)
             raise
-        handle = FileHandle(fd, inode, flags, ctx.pid)
-        info = FileInfo(fh=self._handles.add_file(handle))
-        return info, self.attributes(inode, status)
+        if self._backings is not None:
+            self._backings.acquire(inode, fd)
+        handle = FileHandle(fd, inode, flags, pid)
+        self._handles.add_file(handle)
+        return handle, (inode, status)
 
     def release(self, handle: FileHandle) -> None:
         """Close a file that is off the handle table."""
+        inode = handle.inode
         try:
-            self._inodes.released(handle.inode, handle.fd)
+            if handle.fd >= 0:
+                self._inodes.released(inode, handle.fd)
         finally:
-            os.close(handle.fd)
+            handle.close()
+            if inode.backing:
+                self._release_backing(inode)
+
+    def _release_backing(self, inode: Inode) -> None:
+        if self._backings is not None and not inode.opens:
+            self._backings.release(inode)
 
     # -- open directories
 
-    def opendir(self, inode: Inode, ctx: RequestContext) -> int:
-        fd = os.open(
-            str(self._inodes.reach(inode)),
-            os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC,
-            dir_fd=self._descriptors,
-        )
-        return self._handles.add_directory(DirectoryHandle(fd, inode, ctx.pid))
+    def opendir(self, inode: Inode, pid: int) -> DirectoryHandle:
+        """Open a directory and put it into the handle table."""
+        fd = self.open_directory(inode)
+        handle = DirectoryHandle(fd, inode, pid, keeps_cache=self._keeps_cache(inode, fd))
+        self._handles.add_directory(handle)
+        return handle
 
-    def readdir(self, handle: DirectoryHandle, start: int, token: ReaddirToken) -> None:
-        self._listings.reply(handle, start, token)
+    def open_directory(self, inode: Inode) -> int:
+        """A descriptor to list a directory with."""
+        fd = self._inodes.reach(inode)
+        # By "." it must be searchable, which everything is to root, and is quicker.
+        if self._root:
+            return os.open(".", _LIST, dir_fd=fd)
+        return os.open(str(fd), _LIST, dir_fd=self._descriptors)
 
     def releasedir(self, handle: DirectoryHandle) -> None:
         """Close a directory that is off the handle table."""
@@ -311,23 +343,24 @@ class Tree:
 
     # -- extended attributes
 
-    def setxattr(self, inode: Inode, name: bytes, value: bytes, ctx: RequestContext) -> None:
+    def setxattr(self, inode: Inode, name: bytes, value: bytes, flags: int, ctx: Requester) -> None:
+        """setxattr(2) with its ``flags``, XATTR_CREATE and XATTR_REPLACE."""
         fd = self._inodes.reach(inode)
         path = f"/proc/self/fd/{fd}"
         if name == _ACL and os.geteuid() == 0:
-            status = os.fstat(fd)
+            status = fstat(fd)
             # An access ACL clears setgid for an owner outside the group, and only for one.
             if status.st_mode & stat.S_ISGID and (
                 ctx.uid == 0 or in_group(ctx.pid, status.st_gid, ctx.gid)
             ):
                 with KeepingSetgid():
-                    os.setxattr(path, name, value)
+                    os.setxattr(path, name, value, flags)
                 return
-        os.setxattr(path, name, value)
+        os.setxattr(path, name, value, flags)
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes:
         opens = inode.opens
-        if opens:  # a system call on the open file is quicker than the way through /proc
+        if opens and opens[-1].fd >= 0:  # quicker than the way through /proc
             return os.getxattr(opens[-1].fd, name)
         return os.getxattr(f"/proc/self/fd/{self._inodes.reach(inode)}", name)
 
