@@ -1,0 +1,127 @@
+"""Filesystems made for a test, mounted where it says, and gone afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from volfs import syscalls
+
+MS_RDONLY = 1
+MS_REMOUNT = 32
+MS_BIND = 4096
+
+_SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # which a user's PATH lacks
+_PATIENCE = 5.0
+
+
+def program(name: str, package: str) -> str:
+    """The path of a program, or the test is skipped."""
+    found = shutil.which(name, path=_SBIN)
+    if found is None:
+        pytest.skip(f"{name} is missing (Debian package {package})")
+    return found
+
+
+@contextmanager
+def unmounting(target: Path) -> Iterator[Path]:
+    """Unmount ``target`` at the end. Nobody may use it then: who does fails the test."""
+    try:
+        yield target
+    finally:
+        end = time.monotonic() + _PATIENCE
+        while True:
+            try:
+                syscalls.umount2(os.fsencode(target))
+                break
+            except OSError:
+                if time.monotonic() > end:
+                    syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
+                    raise
+                time.sleep(0.02)
+
+
+@contextmanager
+def tmpfs(target: Path, *, size: str = "64m") -> Iterator[Path]:
+    """A filesystem in memory at ``target``, which is made."""
+    target.mkdir()
+    syscalls.mount(b"none", os.fsencode(target), b"tmpfs", 0, f"mode=755,size={size}".encode())
+    with unmounting(target):
+        yield target
+
+
+@contextmanager
+def ext4(target: Path, *, size: int, reserved: int = 0, options: str = "") -> Iterator[Path]:
+    """An ext4 of ``size`` bytes in a file beside ``target``; ``reserved``: per cent for root.
+
+    It is checked at the end.
+    """
+    image = target.with_name(target.name + ".image")
+    make = [program("mkfs.ext4", "e2fsprogs"), "-q", "-F", "-m", str(reserved)]
+    with _looped(target, image, size, [*make, "-E", "lazy_itable_init=0"], options):
+        yield target
+    check = [program("e2fsck", "e2fsprogs"), "-f", "-n", str(image)]
+    done = subprocess.run(check, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    image.unlink()
+
+
+@contextmanager
+def xfs(target: Path) -> Iterator[Path]:
+    """An XFS of the least size that there is, in a sparse file beside ``target``."""
+    image = target.with_name(target.name + ".image")
+    make = [program("mkfs.xfs", "xfsprogs"), "-q", "-f"]
+    with _looped(target, image, 300 << 20, make, ""):
+        yield target
+    image.unlink()
+
+
+@contextmanager
+def overlay(target: Path, layers: Path, *, lower: Path | None = None) -> Iterator[Path]:
+    """An overlay at ``target``, writing to ``layers``/upper and work, which are made.
+
+    Below is ``lower``, or an empty directory.
+    """
+    target.mkdir()
+    if lower is None:
+        lower = layers / "lower"
+        lower.mkdir()
+    for name in ("upper", "work"):
+        (layers / name).mkdir()
+    options = f"lowerdir={lower},upperdir={layers}/upper,workdir={layers}/work"
+    syscalls.mount(b"overlay", os.fsencode(target), b"overlay", 0, options.encode())
+    with unmounting(target):
+        yield target
+
+
+@contextmanager
+def bound(source: Path, target: Path, *, read_only: bool = False) -> Iterator[Path]:
+    """``source`` bind-mounted at ``target``, which exists."""
+    syscalls.mount(os.fsencode(source), os.fsencode(target), b"", MS_BIND, b"")
+    with unmounting(target):
+        if read_only:
+            flags = MS_BIND | MS_REMOUNT | MS_RDONLY
+            syscalls.mount(b"", os.fsencode(target), b"", flags, b"")
+        yield target
+
+
+@contextmanager
+def _looped(target: Path, image: Path, size: int, make: list[str], options: str) -> Iterator[Path]:
+    if not os.path.exists("/dev/loop-control"):
+        pytest.skip("no loop devices on this machine")
+    with image.open("wb") as file:
+        file.truncate(size)
+    subprocess.run([*make, str(image)], check=True, capture_output=True)
+    target.mkdir()
+    # The loop device goes with the mount.
+    loop = ",".join(filter(None, ("loop", options)))
+    subprocess.run(["mount", "-o", loop, image, target], check=True, capture_output=True)
+    with unmounting(target):
+        yield target
