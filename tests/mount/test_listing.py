@@ -1,29 +1,22 @@
-"""Listing, renaming and removing directories, also while others do the same."""
+"""Listing directories, also while others change them."""
 
 from __future__ import annotations
 
 import ctypes
 import itertools
 import os
-import shutil
 import socket
 import stat
 import subprocess
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-import pytest
-
 from tests.mount.children import OTHER, USER, Child, run_as
 from tests.mount.comparing import Pair, outcome
-from volfs import syscalls
-
-NOREPLACE = syscalls.RENAME_NOREPLACE
-EXCHANGE = syscalls.RENAME_EXCHANGE
 
 
 class Entry(ctypes.Structure):
@@ -98,9 +91,6 @@ def fill(directory: Path, names: range) -> None:
     for number in names:
         os.close(os.open(f"{number:06}", os.O_CREAT | os.O_EXCL, dir_fd=fd))
     os.close(fd)
-
-
-# -- listing
 
 
 def test_a_hundred_thousand_entries_are_listed_once_each(pair: Pair) -> None:
@@ -314,270 +304,3 @@ def probe_directory(directory: Path) -> list[object]:
         outcome(lambda: os.close(os.open(directory / "f", os.O_RDONLY))),
         outcome(os.chdir, directory),
     ]
-
-
-# -- removing
-
-
-def test_rmdir_errors(pair: Pair) -> None:
-    def operation(top: Path) -> list[object]:
-        (top / "full" / "sub").mkdir(parents=True)
-        (top / "file").touch()
-        (top / "link").symlink_to("full")
-        directories = ("full", "file", "link", "missing", "full/.", "full/..", "full/sub/")
-        told: list[object] = [outcome(os.rmdir, f"{top}/{name}") for name in directories]
-        told += [outcome(os.unlink, f"{top}/{name}") for name in ("full", "link", "no", "file/")]
-        return told
-
-    pair.same(operation)
-
-
-def test_removing_the_current_directory(pair: Pair) -> None:
-    def live_on(top: Path) -> list[object]:
-        (top / "d").mkdir()
-        os.chdir(top / "d")
-        (top / "d").rmdir()
-        return [
-            outcome(os.getcwd),
-            outcome(os.listdir),
-            outcome(os.listdir, "."),
-            outcome(os.mkdir, "new"),
-            outcome(lambda: os.close(os.open("new", os.O_CREAT))),
-            outcome(lambda: os.stat(".").st_nlink),
-            outcome(lambda: os.stat("..").st_ino == top.stat().st_ino),
-            outcome(os.rmdir, "."),
-            outcome(os.symlink, "x", "y"),
-            outcome(os.rename, ".", "../e"),
-            outcome(os.chdir, ".."),
-            os.getcwd() == str(top),
-        ]
-
-    pair.same(lambda top: run_as(partial(live_on, top), 0))
-
-
-def test_two_processes_walk_and_delete_the_same_tree(pair: Pair) -> None:
-    for number in range(10):
-        for sub in range(3):
-            directory = pair.mounted / "tree" / f"{number}" / f"{sub}"
-            directory.mkdir(parents=True)
-            for file in range(5):
-                (directory / f"{file}").touch()
-
-    def remove() -> int:
-        return subprocess.run(
-            ["rm", "-rf", pair.mounted / "tree"], stderr=subprocess.DEVNULL
-        ).returncode
-
-    with Child(remove) as one, Child(remove) as two:
-        assert 0 in (one.result(), two.result()) or not (pair.mounted / "tree").exists()
-    shutil.rmtree(pair.mounted / "tree", ignore_errors=True)
-    assert os.listdir(pair.mounted) == os.listdir(pair.data) == []
-
-
-def test_one_process_walks_while_another_moves_directories(pair: Pair) -> None:
-    for number in range(30):
-        (pair.mounted / f"d{number}" / "sub").mkdir(parents=True)
-        (pair.mounted / f"d{number}" / "sub" / "f").touch()
-
-    def move() -> None:
-        for turn in range(60):
-            number = turn % 30
-            here = pair.mounted / f"d{number}"
-            there = pair.mounted / f"d{(number + 1) % 30}" / "guest"
-            here.rename(there)
-            there.rename(here)
-
-    with Child(move) as child:
-        for _ in range(5):
-            for _, directories, files in os.walk(pair.mounted):
-                assert set(files) <= {"f"}
-                assert len(directories) <= 31
-        child.result()
-    left = {path.relative_to(pair.mounted) for path in pair.mounted.rglob("f")}
-    assert left == {Path(f"d{number}/sub/f") for number in range(30)}
-
-
-# -- renaming
-
-
-def rename(source: Path, target: Path, flags: int) -> None:
-    syscalls.renameat2(
-        syscalls.AT_FDCWD, os.fsencode(source), syscalls.AT_FDCWD, os.fsencode(target), flags
-    )
-
-
-def build(top: Path) -> list[str]:
-    top.mkdir()
-    (top / "file").write_bytes(b"file")
-    os.link(top / "file", top / "hard link")
-    (top / "empty").mkdir()
-    (top / "full").mkdir()
-    (top / "full" / "inside").write_bytes(b"inside")
-    (top / "full" / "sub").mkdir()
-    (top / "symlink").symlink_to("full")
-    os.mkfifo(top / "fifo")
-    return [
-        *("file", "hard link", "empty", "full", "symlink", "fifo", "missing"),
-        *("full/inside", "full/sub", "full/sub/new", "."),
-    ]
-
-
-def tell(top: Path) -> list[object]:
-    told: list[object] = []
-    for directory, directories, files in os.walk(top):
-        directories.sort()
-        for name in sorted(directories + files):
-            path = Path(directory, name)
-            status = path.lstat()
-            content = path.read_bytes() if stat.S_ISREG(status.st_mode) else b""
-            told.append((str(path.relative_to(top)), oct(status.st_mode), status.st_nlink, content))
-    return told
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [0, NOREPLACE, EXCHANGE, NOREPLACE | EXCHANGE, syscalls.RENAME_WHITEOUT, 64],
-    ids=["plain", "noreplace", "exchange", "both", "whiteout", "unknown"],
-)
-def test_every_rename_ends_as_on_the_disk(pair: Pair, flags: int) -> None:
-    def operation(top: Path) -> list[object]:
-        told: list[object] = []
-        names = build(top / "start")
-        here = top / "start"
-        for source, target in itertools.product(names, names[1:]):
-            done = outcome(rename, here / source, here / target, flags)
-            told.append((source, target, done))
-            if done is None:
-                told.append(tell(here))
-                shutil.rmtree(here)
-                build(here)
-        return told
-
-    pair.same(operation)
-
-
-def test_renaming_a_directory_into_itself(pair: Pair) -> None:
-    def operation(top: Path) -> list[object]:
-        (top / "a" / "b" / "c").mkdir(parents=True)
-        return [
-            outcome(rename, top / source, top / target, flags)
-            for source, target in (("a", "a/b/new"), ("a", "a/new"), ("a/b", "a"), ("a", "a/b/c"))
-            for flags in (0, NOREPLACE, EXCHANGE)
-        ]
-
-    pair.same(operation)
-
-
-def test_renaming_into_a_removed_directory(pair: Pair) -> None:
-    def operation(top: Path) -> list[object]:
-        (top / "d").mkdir()
-        (top / "f").touch()
-        fd = os.open(top / "d", os.O_RDONLY)
-        (top / "d").rmdir()
-        told: list[object] = [
-            outcome(os.rename, top / "f", "f", dst_dir_fd=fd),
-            outcome(os.link, top / "f", "f", dst_dir_fd=fd),
-        ]
-        os.close(fd)
-        return told
-
-    pair.same(operation)
-
-
-def test_a_directory_renamed_while_in_use_keeps_working(pair: Pair) -> None:
-    def use(top: Path) -> list[object]:
-        (top / "d" / "sub").mkdir(parents=True)
-        (top / "d" / "f").write_bytes(b"content")
-        (top / "elsewhere").mkdir()
-        os.chdir(top / "d" / "sub")
-        directory = os.open(top / "d", os.O_RDONLY)
-        path_only = os.open(top / "d", os.O_PATH)
-        file = os.open(top / "d" / "f", os.O_RDWR)
-        told: list[object] = []
-        for target in ("e", "elsewhere/d", "elsewhere/deeper/d"):
-            (top / target).parent.mkdir(exist_ok=True)
-            previous = Path(os.getcwd()).parent
-            previous.rename(top / target)
-            told += [
-                os.path.relpath(os.getcwd(), top),
-                sorted(os.listdir(directory)),
-                os.pread(file, 10, 0),
-                os.stat("f", dir_fd=path_only).st_size,
-            ]
-            Path(f"here {len(told)}").write_bytes(b"cwd")
-            made = os.open(f"there {len(told)}", os.O_CREAT | os.O_WRONLY, dir_fd=directory)
-            os.write(made, b"fd")
-            os.close(made)
-            os.mkdir(f"dir {len(told)}", dir_fd=path_only)
-            os.rename("f", "g", src_dir_fd=directory, dst_dir_fd=directory)
-            os.rename("g", "f", src_dir_fd=path_only, dst_dir_fd=directory)
-            told += [tell(top), os.stat("..").st_ino == os.fstat(directory).st_ino]
-        for fd in (directory, path_only, file):
-            os.close(fd)
-        return told
-
-    pair.same(lambda top: run_as(partial(use, top), 0))
-
-
-def test_exchanged_directories_keep_their_content_and_parents(pair: Pair) -> None:
-    def operation(top: Path) -> list[object]:
-        (top / "a" / "one").mkdir(parents=True)
-        (top / "b" / "two").mkdir(parents=True)
-        (top / "a" / "one" / "f").write_bytes(b"1")
-        (top / "b" / "two" / "f").write_bytes(b"2")
-        fd = os.open(top / "a" / "one", os.O_RDONLY)
-        rename(top / "a" / "one", top / "b" / "two", EXCHANGE)
-        told: list[object] = [
-            tell(top),
-            os.stat("..", dir_fd=fd).st_ino == (top / "b").stat().st_ino,
-            os.stat("f", dir_fd=fd).st_size,
-        ]
-        os.close(fd)
-        rename(top / "a" / "one" / "f", top / "b", EXCHANGE)
-        told.append(tell(top))
-        return told
-
-    pair.same(operation)
-
-
-def test_renames_between_volumes_pass_to_the_disk(pair: Pair) -> None:
-    other = pair.mounted.parent / f"{pair.mounted.name} second"
-    other.mkdir()
-    (pair.mounted / "d").mkdir()
-    (pair.mounted / "d" / "f").write_bytes(b"content")
-    number = (pair.mounted / "d" / "f").stat().st_ino
-    (pair.mounted / "d").rename(other / "d")
-    assert (other / "d" / "f").read_bytes() == b"content"
-    assert (other / "d" / "f").stat().st_ino == number
-    assert os.listdir(pair.mounted) == []
-    os.link(other / "d" / "f", pair.mounted / "link")
-    assert (pair.mounted / "link").stat().st_nlink == 2
-    (pair.mounted / "x").mkdir()
-    rename(pair.mounted / "x", other / "d", EXCHANGE)
-    assert os.listdir(pair.mounted / "x") == ["f"]
-
-
-@pytest.mark.parametrize("uid", [USER, OTHER], ids=["owner", "other"])
-def test_who_may_rename_directories(pair: Pair, uid: int) -> None:
-    """Moving a directory changes its "..", which takes write permission on it."""
-
-    def operation(top: Path) -> list[object]:
-        top.chmod(0o777)
-        told: list[object] = []
-        for mode, parent in itertools.product((0o755, 0o555, 0o000), (0o777, 0o1777)):
-            here = top / f"{mode:o} {parent:o}"
-            for path in (here, here / "d", here / "target"):
-                path.mkdir()
-                os.chown(path, USER, USER)
-            here.chmod(parent)
-            (here / "target").chmod(0o777)
-            (here / "d").chmod(mode)
-            moves: list[Callable[[], object]] = [
-                partial(rename, here / "d", here / "e", 0),
-                partial(rename, here / "e", here / "target" / "d", 0),
-                partial(rename, here / "target", here / "target2", NOREPLACE),
-            ]
-            told += [outcome(run_as, move, uid) for move in moves]
-        return told
-
-    pair.same(operation)

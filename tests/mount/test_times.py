@@ -1,0 +1,237 @@
+"""Times: set to the nanosecond, left alone, and moved by what moves them on the disk."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.mount.comparing import Pair
+from tests.mount.kinds import KINDS, make
+from volfs import syscalls
+
+OLD = 1_000_000_000_123_456_789
+"""A time long ago, in nanoseconds, that sets every digit."""
+
+KERNEL = tuple(int(part) for part in re.findall(r"\d+", os.uname().release)[:2])
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Timespec(ctypes.Structure):
+    _fields_ = (("sec", ctypes.c_long), ("nsec", ctypes.c_long))
+
+
+def set_times(path: Path, atime: tuple[int, int], mtime: tuple[int, int], flags: int = 0) -> None:
+    """utimensat(2) with (seconds, nanoseconds), which os.utime cannot say with UTIME_OMIT."""
+    times = (Timespec * 2)(Timespec(*atime), Timespec(*mtime))
+    if _libc.utimensat(-100, os.fsencode(path), times, flags) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "nanoseconds",
+    [OLD, 0, 999_999_999, -1_500_000_001, 4_102_444_800_000_000_001],
+    ids=["old", "epoch", "almost a second", "before 1970", "in 2100"],
+)
+def test_times_are_kept_to_the_nanosecond(pair: Pair, kind: str, nanoseconds: int) -> None:
+    def operation(top: Path) -> tuple[int, int]:
+        path = make(top / "it", kind)
+        os.utime(path, ns=(nanoseconds, nanoseconds + 7), follow_symlinks=False)
+        status = os.lstat(path)
+        return status.st_atime_ns, status.st_mtime_ns
+
+    assert pair.same(operation) == (nanoseconds, nanoseconds + 7)
+    behind = os.lstat(pair.data / "it")
+    assert (behind.st_atime_ns, behind.st_mtime_ns) == (nanoseconds, nanoseconds + 7)
+
+
+NOW = (0, syscalls.UTIME_NOW)
+
+OMIT = (0, syscalls.UTIME_OMIT)
+
+EXPLICIT = (1_234_567_890, 987_654_321)
+
+
+@pytest.mark.parametrize("mtime", [NOW, OMIT, EXPLICIT], ids=["m now", "m omit", "m set"])
+@pytest.mark.parametrize("atime", [NOW, OMIT, EXPLICIT], ids=["a now", "a omit", "a set"])
+def test_each_time_is_set_or_left_alone_by_itself(
+    pair: Pair, atime: tuple[int, int], mtime: tuple[int, int]
+) -> None:
+    def operation(top: Path) -> list[str]:
+        path = top / "f"
+        path.touch()
+        os.utime(path, ns=(OLD, OLD + 1))
+        changed = path.stat().st_ctime_ns
+        before = time.time_ns()
+        set_times(path, atime, mtime)
+        status = path.stat()
+        after = time.time_ns()
+
+        def classify(found: int, was: int) -> str:
+            if found == was:
+                return "left alone"
+            if found == EXPLICIT[0] * 10**9 + EXPLICIT[1]:
+                return "as asked"
+            # The kernel's coarse clock lags by up to a tick of 10 ms.
+            assert before - 10_000_000 <= found <= after
+            return "now"
+
+        return [
+            classify(status.st_atime_ns, OLD),
+            classify(status.st_mtime_ns, OLD + 1),
+            "same ctime" if status.st_ctime_ns == changed else "new ctime",
+        ]
+
+    pair.same(operation)
+
+
+@pytest.mark.skipif(
+    KERNEL < (6, 13),
+    reason="pyfuse3 turns UTIME_NOW into the time of day, which the file clock of this kernel"
+    " can lag behind by a tick (Linux 6.13 keeps file times in order)",
+)
+def test_what_is_written_after_a_touch_is_not_older(pair: Pair) -> None:
+    """make(1) decides by this; time of day and the kernel's file clock are not the same."""
+
+    def operation(top: Path) -> int:
+        first = top / "first"
+        first.touch()
+        older = 0
+        for number in range(50):
+            os.utime(first)
+            later = top / f"later{number}"
+            later.write_bytes(b"")
+            older += later.stat().st_mtime_ns < first.stat().st_mtime_ns
+        return older
+
+    pair.same(operation)
+
+
+def read_it(top: Path) -> None:
+    (top / "f").read_bytes()
+
+
+def read_it_unnoticed(top: Path) -> None:
+    fd = os.open(top / "f", os.O_RDONLY | os.O_NOATIME)
+    os.read(fd, 10)
+    os.close(fd)
+
+
+def list_it(top: Path) -> None:
+    os.listdir(top / "d")
+
+
+def write_it(top: Path) -> None:
+    with (top / "f").open("r+b") as file:
+        file.write(b"X")
+
+
+def write_nothing(top: Path) -> None:
+    with (top / "f").open("r+b", buffering=0) as file:
+        file.write(b"")
+
+
+def truncate_to_the_same_size(top: Path) -> None:
+    os.truncate(top / "f", 7)
+
+
+def open_truncated(top: Path) -> None:
+    (top / "f").open("wb").close()
+
+
+def open_empty_truncated(top: Path) -> None:
+    (top / "empty").open("wb").close()
+
+
+MOVERS: list[Callable[[Path], object]] = [
+    read_it,
+    read_it_unnoticed,
+    list_it,
+    write_it,
+    write_nothing,
+    truncate_to_the_same_size,
+    open_truncated,
+    open_empty_truncated,
+    lambda top: os.truncate(top / "f", 3),
+    lambda top: (top / "f").chmod(0o600),
+    lambda top: os.chown(top / "f", 12, 34),
+    lambda top: os.chown(top / "f", -1, -1),
+    lambda top: os.setxattr(top / "f", "user.x", b"1"),
+    lambda top: os.link(top / "f", top / "d" / "l"),
+    lambda top: (top / "f").unlink(),
+    lambda top: (top / "f").rename(top / "d" / "f"),
+    lambda top: (top / "f").rename(top / "empty"),
+    lambda top: (top / "d" / "new").touch(),
+    lambda top: (top / "d" / "new").mkdir(),
+    lambda top: (top / "d" / "new").symlink_to("f"),
+    lambda top: (top / "sub").rename(top / "d" / "sub"),
+    lambda top: (top / "sub").rmdir(),
+    lambda top: os.readlink(top / "s"),
+]
+
+MOVER_NAMES = [
+    "read",
+    "read with O_NOATIME",
+    "list",
+    "write",
+    "write nothing",
+    "truncate to the same size",
+    "O_TRUNC",
+    "O_TRUNC of an empty file",
+    "truncate",
+    "chmod",
+    "chown",
+    "chown to nobody else",
+    "setxattr",
+    "link",
+    "unlink",
+    "rename",
+    "rename over another",
+    "create",
+    "mkdir",
+    "symlink",
+    "rename a directory",
+    "rmdir",
+    "readlink",
+]
+
+
+@pytest.mark.parametrize("move", MOVERS, ids=MOVER_NAMES)
+def test_the_same_times_move(pair: Pair, move: Callable[[Path], object]) -> None:
+    """Which of all times an operation moves, of the file, its siblings and the directories."""
+
+    def operation(top: Path) -> list[str]:
+        (top / "d").mkdir()
+        (top / "sub").mkdir()
+        (top / "f").write_bytes(b"content")
+        (top / "empty").touch()
+        (top / "s").symlink_to("f")
+        os.link(top / "f", top / "other name")
+        names = ["f", "other name", "empty", "s", "d", "sub", "."]
+        for name in names:
+            os.utime(top / name, ns=(OLD, OLD), follow_symlinks=False)
+        held = {name: os.open(top / name, os.O_RDONLY) for name in names if name != "s"}
+        before = {name: os.fstat(fd) for name, fd in held.items()}
+        link_before = os.lstat(top / "s")
+        move(top)
+        after = {name: os.fstat(fd) for name, fd in held.items()}
+        link_after = os.lstat(top / "s")
+        for fd in held.values():
+            os.close(fd)
+        return [
+            f"{name}: {field}"
+            for name in names
+            for field in ("st_atime_ns", "st_mtime_ns", "st_ctime_ns")
+            if getattr(before.get(name, link_before), field)
+            != getattr(after.get(name, link_after), field)
+        ]
+
+    pair.same(operation)
