@@ -1,0 +1,298 @@
+"""lsattr(1) and chattr(1) through the tree, and what an ioctl that nobody knows is told."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import subprocess
+import termios
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Mounted
+from tests.mount.children import OTHER, USER, run_as
+from tests.mount.comparing import Pair, outcome
+from volfs.fs import flags
+
+pytestmark = pytest.mark.needs_tap
+
+FS_IOC32_SETFLAGS = 0x40046602
+XFLAG_NODUMP = 0x80
+
+
+@pytest.fixture(autouse=True)
+def deletable(pair: Pair) -> Iterator[None]:
+    """Nothing stays immutable."""
+    yield
+    for top in (pair.data, pair.native):
+        # It fails for what has no flags.
+        subprocess.run(["chattr", "-R", "-ia", top], check=False, capture_output=True)
+
+
+def lsattr(path: Path, *options: str) -> str:
+    command = ["lsattr", "-d", *options, str(path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return done.stdout.removesuffix(f" {path}\n")
+
+
+def chattr(path: Path, *changes: str) -> int:
+    """Run chattr(1), which says no more than whether it worked."""
+    command = ["chattr", *changes, str(path)]
+    return subprocess.run(command, check=False, capture_output=True).returncode
+
+
+def get(path: Path) -> int:
+    """FS_IOC_GETFLAGS, as programs send it."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        return int(struct.unpack("I", fcntl.ioctl(fd, flags.FS_IOC_GETFLAGS, bytes(4)))[0])
+    finally:
+        os.close(fd)
+
+
+def change(path: Path, value: int) -> None:
+    """FS_IOC_SETFLAGS, as programs send it."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.ioctl(fd, flags.FS_IOC_SETFLAGS, struct.pack("I", value))
+    finally:
+        os.close(fd)
+
+
+# -- as root
+
+
+@pytest.mark.parametrize("letter", "iadASc")
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_each_flag_is_set_and_taken_back(pair: Pair, kind: str, letter: str) -> None:
+    def run(top: Path) -> object:
+        path = top / "it"
+        path.mkdir() if kind == "directory" else path.write_bytes(b"content")
+        seen: list[object] = [lsattr(path)]
+        for sign in "+-":
+            seen += [chattr(path, f"{sign}{letter}"), lsattr(path), get(path)]
+        return seen
+
+    pair.same(run)
+
+
+def test_flags_are_the_files_own(pair: Pair) -> None:
+    for name in ("file", "other"):
+        (pair.mounted / name).write_bytes(b"")
+    assert chattr(pair.mounted / "file", "+d") == 0
+    assert chattr(pair.data / "other", "+A") == 0
+    for name, letter in (("file", "d"), ("other", "A")):
+        assert letter in lsattr(pair.mounted / name)
+        assert lsattr(pair.mounted / name) == lsattr(pair.data / name)
+
+
+def test_lsattr_of_a_whole_tree(pair: Pair) -> None:
+    def run(top: Path) -> object:
+        (top / "below").mkdir()
+        (top / "below" / "file").touch()
+        (top / "below" / "link").symlink_to("file")
+        os.mkfifo(top / "below" / "fifo")
+        command = ["lsattr", "-R", "."]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=top, check=False)
+        return done.returncode, sorted(done.stdout.splitlines())
+
+    pair.same(run)
+
+
+def test_what_is_immutable_stays_as_it_is(pair: Pair) -> None:
+    def run(top: Path) -> object:
+        path = top / "file"
+        path.write_bytes(b"content")
+        assert chattr(path, "+i") == 0
+        answers = [
+            outcome(os.open, path, os.O_WRONLY),
+            outcome(os.open, path, os.O_WRONLY | os.O_APPEND),
+            outcome(os.open, path, os.O_RDWR | os.O_TRUNC),
+            outcome(os.truncate, path, 0),
+            outcome(os.chmod, path, 0o600),
+            outcome(os.chown, path, 1, 1),
+            outcome(os.utime, path),
+            outcome(os.setxattr, path, "user.name", b"value"),
+            outcome(os.link, path, top / "link"),
+            outcome(os.rename, path, top / "renamed"),
+            outcome(os.unlink, path),
+        ]
+        return answers, path.read_bytes(), chattr(path, "-i"), outcome(os.unlink, path)
+
+    pair.same(run)
+
+
+def test_nothing_is_made_in_an_immutable_directory(pair: Pair) -> None:
+    def run(top: Path) -> object:
+        path = top / "directory"
+        path.mkdir()
+        (path / "file").touch()
+        assert chattr(path, "+i") == 0
+        return [
+            outcome(os.mkdir, path / "new"),
+            outcome(os.open, path / "new", os.O_CREAT | os.O_WRONLY),
+            outcome(os.symlink, "new", path / "new"),
+            outcome(os.unlink, path / "file"),
+            outcome(os.rename, path / "file", top / "file"),
+            outcome(os.truncate, path / "file", 10),
+            sorted(os.listdir(path)),
+        ]
+
+    pair.same(run)
+
+
+def test_what_is_append_only_grows(pair: Pair) -> None:
+    def run(top: Path) -> object:
+        path = top / "file"
+        path.write_bytes(b"content")
+        assert chattr(path, "+a") == 0
+        answers = [
+            outcome(os.open, path, os.O_WRONLY),
+            outcome(os.truncate, path, 0),
+            outcome(os.unlink, path),
+        ]
+        with path.open("ab") as file:
+            file.write(b", more")
+        return answers, path.read_bytes()
+
+    pair.same(run)
+
+
+def test_an_open_file_stays_writable(pair: Pair) -> None:
+    """Immutable is asked for at open(2)."""
+
+    def run(top: Path) -> object:
+        path = top / "file"
+        with path.open("wb", buffering=0) as file:
+            assert chattr(path, "+i") == 0
+            return outcome(file.write, b"late"), outcome(os.open, path, os.O_WRONLY)
+
+    pair.same(run)
+
+
+def test_extended_flags(pair: Pair) -> None:
+    """FS_IOC_FSGETXATTR and FSSETXATTR, which hold a project as well: lsattr -p."""
+
+    def run(top: Path) -> object:
+        path = top / "file"
+        path.touch()
+        fd = os.open(path, os.O_RDWR)
+        try:
+            before = fcntl.ioctl(fd, flags.FS_IOC_FSGETXATTR, bytes(28))
+            bits, *rest = struct.unpack("=5I8x", before)
+            wanted = struct.pack("=5I8x", bits | XFLAG_NODUMP, *rest)
+            fcntl.ioctl(fd, flags.FS_IOC_FSSETXATTR, wanted)
+            return before, fcntl.ioctl(fd, flags.FS_IOC_FSGETXATTR, bytes(28)), lsattr(path, "-p")
+        finally:
+            os.close(fd)
+
+    pair.same(run)
+    assert "d" in lsattr(pair.mounted / "file")
+
+
+# -- as somebody else
+
+
+def test_a_user_sets_what_is_a_users(pair: Pair) -> None:
+    def run(top: Path) -> object:
+        own, foreign = top / "own", top / "foreign"
+        for path, owner in ((own, USER), (foreign, OTHER)):
+            path.touch()
+            path.chmod(0o666)
+            os.chown(path, owner, owner)
+        before = get(own)
+        answers = [
+            outcome(run_as, as_setter(path, before | wanted))
+            for path in (own, foreign)
+            for wanted in (
+                flags.FS_NODUMP_FL,
+                flags.FS_NOATIME_FL,
+                flags.FS_IMMUTABLE_FL,
+                flags.FS_APPEND_FL,
+            )
+        ]
+        return answers, get(own), get(foreign)
+
+    pair.same(run)
+    seen = get(pair.data / "own") | get(pair.data / "foreign")
+    assert not seen & (flags.FS_IMMUTABLE_FL | flags.FS_APPEND_FL)
+
+
+def as_setter(path: Path, value: int) -> Callable[[], None]:
+    return lambda: change(path, value)
+
+
+def test_a_user_takes_nothing_back_that_root_set(pair: Pair) -> None:
+    def run(top: Path) -> object:
+        path = top / "file"
+        path.touch()
+        os.chown(path, USER, USER)
+        assert chattr(path, "+i") == 0
+        return outcome(run_as, as_setter(path, 0)), lsattr(path)
+
+    pair.same(run)
+    assert get(pair.data / "file") & flags.FS_IMMUTABLE_FL
+
+
+def test_a_user_gets_past_no_check_with_other_commands(pair: Pair) -> None:
+    """A 64-bit kernel checks the 32-bit command for 32-bit programs only."""
+    path = pair.mounted / "file"
+    path.touch()
+    os.chown(path, USER, USER)
+
+    def send(command: int, value: bytes) -> None:
+        fd = os.open(path, os.O_RDWR)
+        try:
+            fcntl.ioctl(fd, command, value)
+        finally:
+            os.close(fd)
+
+    immutable = struct.pack("I", flags.FS_IMMUTABLE_FL)
+    with pytest.raises(OSError) as caught:
+        run_as(lambda: send(FS_IOC32_SETFLAGS, immutable))
+    assert caught.value.errno == errno.ENOTTY
+    for value in (struct.pack("=5I8x", 8, 0, 0, 0, 0), struct.pack("=5I8x", 16, 0, 0, 0, 0)):
+        with pytest.raises(OSError) as caught:
+            run_as(lambda value=value: send(flags.FS_IOC_FSSETXATTR, value))  # type: ignore[misc]
+        assert caught.value.errno == errno.EPERM
+    assert not get(pair.data / "file") & (flags.FS_IMMUTABLE_FL | flags.FS_APPEND_FL)
+
+
+# -- other ioctls
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(termios.TCGETS, id="TCGETS"),
+        pytest.param(0x5345_0001, id="nobody's"),
+        pytest.param(0x4004_5345, id="nobody's, writing"),
+        pytest.param(0x8004_5345, id="nobody's, reading"),
+        pytest.param(0xC004_5345, id="nobody's, both"),
+    ],
+)
+def test_an_unknown_ioctl_is_told_so(pair: Pair, kind: str, command: int) -> None:
+    def run(top: Path) -> object:
+        path = top / "it"
+        path.mkdir() if kind == "directory" else path.touch()
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            return outcome(fcntl.ioctl, fd, command, bytes(64))
+        finally:
+            os.close(fd)
+
+    assert pair.same(run) == "ENOTTY"
+
+
+def test_the_root_has_no_flags(shared: Mounted) -> None:
+    with pytest.raises(OSError) as caught:
+        get(shared.mnt)
+    assert caught.value.errno == errno.ENOTTY
+    with pytest.raises(OSError) as caught:
+        change(shared.mnt, 0)
+    assert caught.value.errno == errno.ENOTTY
