@@ -64,7 +64,7 @@ def ext4(target: Path, *, size: int, reserved: int = 0, options: str = "") -> It
     It is checked at the end.
     """
     image = target.with_name(target.name + ".image")
-    make = [program("mkfs.ext4", "e2fsprogs"), "-q", "-F", "-m", str(reserved)]
+    make = [program("mkfs.ext4", "e2fsprogs"), "-q", "-F", "-b", "4096", "-m", str(reserved)]
     with _looped(target, image, size, [*make, "-E", "lazy_itable_init=0"], options):
         yield target
     check = [program("e2fsck", "e2fsprogs"), "-f", "-n", str(image)]

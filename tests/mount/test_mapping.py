@@ -19,8 +19,8 @@ from tests.conftest import Mounted, MountFactory, wait_for
 from tests.mount.children import OTHER, run_as
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
-from tests.mount.test_files import content
 from tests.mount.test_passthrough import ACCESSES, use, wait_until_idle
+from tests.mount.test_reading_and_writing import content
 
 SIZE = 40_000
 

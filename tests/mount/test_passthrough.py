@@ -23,7 +23,7 @@ import pytest
 from tests.conftest import Mounted, wait_for
 from tests.mount.children import OTHER, USER, Child, run_as
 from tests.mount.comparing import Pair, outcome
-from tests.mount.test_files import content
+from tests.mount.test_reading_and_writing import content
 
 ACCESSES = {"read": os.O_RDONLY, "write": os.O_WRONLY, "both": os.O_RDWR}
 

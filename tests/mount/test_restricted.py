@@ -18,8 +18,8 @@ from tests.conftest import Mounted, MountFactory, mounting, open_workspace
 from tests.mount.children import USER, run_as
 from tests.mount.comparing import Pair
 from tests.mount.conftest import make_pair
-from tests.mount.test_files import content
 from tests.mount.test_passthrough import ACCESSES, use, wait_until_idle
+from tests.mount.test_reading_and_writing import content
 from tests.mount.workout import WORKOUT
 
 # -- inodes that the daemon has let go of

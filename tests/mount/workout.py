@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.mount.children import Child
 from tests.mount.comparing import outcome
-from tests.mount.test_files import content
+from tests.mount.test_reading_and_writing import content
 
 
 def reading_and_writing(top: Path) -> list[object]:
