@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import pytest
 
 from tests import levels
+from tests.children import run_as
 from tests.unprivileged import shared
 from volfs import syscalls
 
 MS_REMOUNT = 32
-NOBODY = 65534
 DEADLINE = 20.0
 """Seconds that anything awaited may take before the test fails."""
 
@@ -65,34 +65,8 @@ def wait_for(condition: Callable[[], object], what: str, deadline: float = DEADL
 
 
 def as_user(uid: int, call: Callable[[], object], *, gid: int | None = None) -> None:
-    """Run ``call`` in a child process as this user, with no other groups.
-
-    An OSError there is raised here with the same errno; anything else fails the test.
-    """
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        answer = "?"
-        try:
-            os.setgroups([])
-            os.setgid(uid if gid is None else gid)
-            os.setuid(uid)
-            call()
-            answer = "0"
-        except OSError as error:
-            answer = str(error.errno)
-        except BaseException as error:  # noqa: BLE001  (the parent fails with it)
-            answer = repr(error)
-        finally:
-            os.write(writing, answer.encode())
-            os._exit(0)
-    os.close(writing)
-    with os.fdopen(reading) as pipe:
-        answer = pipe.read()
-    os.waitpid(pid, 0)
-    assert answer.isdigit(), f"as user {uid}: {answer}"
-    if answer != "0":
-        raise OSError(int(answer), os.strerror(int(answer)))
+    """Run ``call`` as this user: see run_as."""
+    run_as(call, uid, gid=gid)
 
 
 def volfs(scope: Path, *arguments: str) -> str:
@@ -144,15 +118,12 @@ class Mounted:
 
     def assert_level(self) -> None:
         """The tree is served at the level at which it has to be."""
-
-        def compare() -> None:
-            in_effect = self.statistics().get("level", self.level)
-            assert in_effect == self.level, f"served at level {in_effect}, not {self.level}"
-
+        found: object = self.level  # until the daemon tells
         if self.uid:
-            as_user(self.uid, compare)  # without allow_other not even root may ask
+            found = run_as(self.statistics, self.uid).get("level", found)  # not even root may ask
         else:
-            compare()
+            found = self.statistics().get("level", found)
+        assert found == self.level, f"served at level {found}, not {self.level}"
 
     def drop_caches(self) -> None:
         """Make the kernel forget what it caches of this mount (a remount does)."""

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import NOBODY
 from tests.cli.running import PROGRAM, ROOT, Result, program
-from tests.conftest import NOBODY, Mounted, is_mounted, wait_for
+from tests.conftest import Mounted, is_mounted, wait_for
 from tests.unprivileged import shared
 from volfs import syscalls
 from volfs.usage import tree_mounts

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.children import NOBODY, all_at_once, in_child, needs_root
+from tests.children import NOBODY, all_at_once, in_namespace, needs_root, run_as
 from tests.model.test_scope import mount_tmpfs
 from volfs.deletion import delete_tree
 from volfs.trash import never
@@ -101,7 +101,7 @@ def test_depth_costs_neither_descriptors_nor_recursion(top: Path) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (spare, spare))
         return delete(top), os.listdir(top.parent)
 
-    assert in_child(attempt, mounts=True) == (True, [])
+    assert in_namespace(attempt) == (True, [])
 
 
 def test_width_is_no_obstacle(top: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_user_can_delete_what_he_locked_himself_out_of(top: Path) -> None:
         os.chmod(directory, 0o500 if directory.endswith("0") else 0)
     top.chmod(0o700)
     os.chown(top.parent, NOBODY, NOBODY)
-    assert in_child(lambda: delete(top), user=NOBODY)
+    assert run_as(lambda: delete(top), NOBODY)
     assert not top.exists()
 
 
@@ -160,7 +160,7 @@ def test_what_a_user_may_not_delete_stays_and_the_rest_goes(top: Path) -> None:
             return error.errno
         return None
 
-    assert in_child(attempt, user=NOBODY) == errno.EACCES
+    assert run_as(attempt, NOBODY) == errno.EACCES
     (left,) = os.listdir(top)
     assert len(os.listdir(top / left)) == 3
     assert delete(top)

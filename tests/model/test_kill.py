@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.children import Child
+from tests.children import Child
 from tests.model.scopes import SOMEBODY, age, contents, hidden_entries, removed_contents, write
 from volfs import naming
 from volfs.errors import VolumeExistsError, VolumeNotFoundError

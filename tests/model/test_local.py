@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.children import NOBODY, in_child, needs_root
+from tests.children import NOBODY, in_namespace, needs_root, run_as
 from tests.model.scopes import OpenDriver, contents, removed_contents, write
 from volfs.errors import (
     OptionConflictError,
@@ -206,7 +206,7 @@ class TestOwner:
             return refusal, names, driver.names(), os.listdir(scope / "trash")
 
         os.chown(workspace, NOBODY, NOBODY)
-        refusal, *rest = in_child(attempt, user=NOBODY)
+        refusal, *rest = run_as(attempt, NOBODY)
         assert "only root" in refusal
         assert rest == [["new"], [], []]
 
@@ -354,7 +354,7 @@ class TestMountPoints:
                     refusals.append(str(error))
             return refusals, driver.names()
 
-        refusals, names = in_child(attempt, mounts=True)
+        refusals, names = in_namespace(attempt)
         assert len(refusals) == 3
         assert all(f"{scope}/volumes/vol" in refusal for refusal in refusals)
         assert names == ["other", "vol"]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.children import all_at_once
+from tests.children import all_at_once
 from tests.model.scopes import OpenDriver, contents, hidden_entries, removed_contents, write
 from volfs.errors import (
     OptionConflictError,

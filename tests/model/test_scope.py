@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.children import NOBODY, in_child, needs_root
+from tests.children import NOBODY, in_namespace, needs_root, run_as
 from tests.model.scopes import contents, write
 from volfs import syscalls
 from volfs.errors import ScopeError, VolumeNotFoundError
@@ -95,9 +95,9 @@ def test_something_else_than_a_directory_is_refused(scope: Path, what: str, kind
 
 def test_without_permission_it_says_what_to_do(workspace: Path, scope: Path) -> None:
     LocalDriver(scope).close()
-    assert "run this as its owner or as root" in in_child(lambda: refusal(scope), user=NOBODY)
+    assert "run this as its owner or as root" in run_as(lambda: refusal(scope), NOBODY)
     missing = workspace / "new"
-    assert "no permission" in in_child(lambda: refusal(missing), user=NOBODY)
+    assert "no permission" in run_as(lambda: refusal(missing), NOBODY)
 
 
 @needs_root
@@ -107,8 +107,8 @@ def test_a_user_can_have_a_scope_below_what_he_cannot_list(workspace: Path) -> N
     home.mkdir(parents=True)
     homes.chmod(0o711)
     os.chown(home, NOBODY, NOBODY)
-    assert in_child(lambda: refusal(home / "scope"), user=NOBODY) == ""
-    assert in_child(lambda: refusal(home / "scope"), user=NOBODY) == ""
+    assert run_as(lambda: refusal(home / "scope"), NOBODY) == ""
+    assert run_as(lambda: refusal(home / "scope"), NOBODY) == ""
 
 
 @pytest.mark.parametrize("part", ["volumes", "trash"])
@@ -117,7 +117,7 @@ def test_parts_on_another_filesystem_are_refused(scope: Path, part: str) -> None
         mount_tmpfs(scope / part)
         return refusal(scope)
 
-    assert f"{scope}/{part} is on another filesystem" in in_child(attempt, mounts=True)
+    assert f"{scope}/{part} is on another filesystem" in in_namespace(attempt)
 
 
 def test_parts_on_another_mount_are_refused_too(scope: Path) -> None:
@@ -130,7 +130,7 @@ def test_parts_on_another_mount_are_refused_too(scope: Path) -> None:
         syscalls.mount(os.fsencode(elsewhere), os.fsencode(scope / "volumes"), b"", MS_BIND, b"")
         return refusal(scope)
 
-    assert "is on another filesystem" in in_child(attempt, mounts=True)
+    assert "is on another filesystem" in in_namespace(attempt)
 
 
 def test_a_whole_scope_on_a_filesystem_of_its_own_is_fine(scope: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_whole_scope_on_a_filesystem_of_its_own_is_fine(scope: Path) -> None:
         driver.restore("vol")
         return driver.names()
 
-    assert in_child(attempt, mounts=True) == ["vol"]
+    assert in_namespace(attempt) == ["vol"]
 
 
 def test_a_read_only_scope_can_be_read_and_answers_erofs_to_the_rest(scope: Path) -> None:
@@ -166,7 +166,7 @@ def test_a_read_only_scope_can_be_read_and_answers_erofs_to_the_rest(scope: Path
         ]
         return contents(driver), len(driver.trash.list()), answers
 
-    listed, removed, answers = in_child(attempt, mounts=True)
+    listed, removed, answers = in_namespace(attempt)
     assert listed == {"vol": "kept"}
     assert removed == 1
     assert answers == ["EROFS"] * 5 + [None]
@@ -185,7 +185,7 @@ def test_a_read_only_scope_without_a_trash_can_be_read(scope: Path) -> None:
         removal = errno_of(lambda: driver.remove(driver.get("vol")))
         return contents(driver), len(driver.trash.list()), removal, refusal(scope / "new")
 
-    listed, removed, removal, other = in_child(attempt, mounts=True)
+    listed, removed, removal, other = in_namespace(attempt)
     assert (listed, removed, removal) == ({"vol": "kept"}, 0, "EROFS")
     assert "read-only" in other
 
@@ -209,7 +209,7 @@ def test_what_an_overlay_cannot_move_is_refused_with_the_reason(scope: Path) -> 
             return str(error), driver.names()
         return "", driver.names()
 
-    refusal_text, names = in_child(attempt, mounts=True)
+    refusal_text, names = in_namespace(attempt)
     assert "redirect_dir=on" in refusal_text
     assert names == ["old"]
 

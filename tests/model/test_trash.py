@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.model.children import in_child
+from tests.children import in_namespace
 from tests.model.scopes import (
     OpenDriver,
     age,
@@ -227,7 +227,7 @@ class TestHousekeeping:
                 )
             return steps
 
-        first, second = in_child(attempt, mounts=True)
+        first, second = in_namespace(attempt)
         assert first[0] == ["e", "d", "c"]
         assert second == first
 
@@ -244,7 +244,7 @@ class TestHousekeeping:
             driver.housekeep(never)
             return [entry.name for entry in driver.trash.list()]
 
-        assert in_child(attempt, mounts=True) == ["b"]
+        assert in_namespace(attempt) == ["b"]
 
     def test_a_removal_from_a_full_disk_finds_room(self, scope: Path) -> None:
         def attempt() -> tuple[list[str], list[str], int]:
@@ -271,7 +271,7 @@ class TestHousekeeping:
                 refusal = error.errno
             return [e.name for e in driver.trash.list()], driver.names(), refusal or 0
 
-        removed, left, refusal = in_child(attempt, mounts=True)
+        removed, left, refusal = in_namespace(attempt)
         assert (removed, left) == ([], ["last"])
         assert refusal == errno.ENOSPC
 
@@ -357,7 +357,7 @@ class TestHousekeeping:
             kept = [Path(path).read_text() for path in left[0]]
             return sorted(kept), os.listdir(treasure), logged, driver.names()
 
-        kept, treasure, logged, names = in_child(attempt, mounts=True)
+        kept, treasure, logged, names = in_namespace(attempt)
         assert kept == ["not ours", "on another filesystem"]
         assert treasure == ["file"]
         assert len(logged) == 1

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from tests.mount.children import OTHER, USER, Child, run_as
+from tests.children import OTHER, USER, Child, run_as
 from tests.mount.comparing import Pair, outcome
 
 

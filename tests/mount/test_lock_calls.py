@@ -8,7 +8,7 @@ import signal
 import struct
 from pathlib import Path
 
-from tests.mount.children import Child, run_as
+from tests.children import Child, run_as
 from tests.mount.comparing import Pair, outcome
 
 

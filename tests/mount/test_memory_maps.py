@@ -6,7 +6,7 @@ import mmap
 import os
 from pathlib import Path
 
-from tests.mount.children import run_as
+from tests.children import run_as
 from tests.mount.comparing import Pair
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import USER, run_as
 from tests.conftest import MountFactory
-from tests.mount.children import USER, run_as
 from tests.mount.comparing import Pair, outcome
 from volfs import syscalls
 

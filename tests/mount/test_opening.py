@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import USER, Child, run_as
 from tests.conftest import Mounted, wait_for
-from tests.mount.children import USER, Child, run_as
 from tests.mount.comparing import Pair, outcome
 
 CONTENT = bytes(range(256)) * 64

@@ -6,7 +6,7 @@ import os
 import select
 import socket
 
-from tests.mount.children import Child
+from tests.children import Child
 from tests.mount.comparing import Pair
 
 

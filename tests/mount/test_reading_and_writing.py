@@ -16,7 +16,7 @@ from random import Random
 
 import pytest
 
-from tests.mount.children import Child, run_as
+from tests.children import Child, run_as
 from tests.mount.comparing import Pair, outcome
 
 _libc = ctypes.CDLL(None, use_errno=True)

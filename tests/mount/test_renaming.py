@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mount.children import OTHER, USER, run_as
+from tests.children import OTHER, USER, run_as
 from tests.mount.comparing import Pair, outcome
 from volfs import syscalls
 

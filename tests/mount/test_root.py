@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NOBODY, Mounted, MountFactory, as_user, volfs, wait_for
+from tests.children import NOBODY, run_as
+from tests.conftest import Mounted, MountFactory, volfs, wait_for
 from volfs import syscalls
 
 
@@ -82,7 +83,7 @@ def test_mkdir_makes_a_volume_of_the_caller(mount: MountFactory) -> None:
         os.mkdir(tree.mnt / "mine", 0o775)
         os.mkdir(tree.mnt / "open", 0o1777)
 
-    as_user(1000, make, gid=1001)
+    run_as(make, 1000, gid=1001)
     for place in (tree.mnt / "mine", tree.data("mine")):
         status = place.stat()
         assert (status.st_uid, status.st_gid) == (1000, 1001)
@@ -133,9 +134,9 @@ def test_mkdir_of_odd_bytes_and_lengths(tree: Mounted) -> None:
 def test_who_may_make_volumes_is_the_mode_of_the_root(mount: MountFactory) -> None:
     closed = mount()
     with answers(errno.EACCES):
-        as_user(1000, lambda: os.mkdir(closed.mnt / "no"))
+        run_as(lambda: os.mkdir(closed.mnt / "no"), 1000)
     given = mount(root_owner="1000:1000")
-    as_user(1000, lambda: os.mkdir(given.mnt / "yes"))
+    run_as(lambda: os.mkdir(given.mnt / "yes"), 1000)
     assert (given.mnt / "yes").stat().st_uid == 1000
 
 
@@ -441,10 +442,10 @@ def test_volume_attributes(tree: Mounted, volume: Path) -> None:
 
 def test_labels_are_set_by_whom_the_volume_belongs_to(mount: MountFactory) -> None:
     tree = mount(root_mode="1777")
-    as_user(1000, lambda: os.mkdir(tree.mnt / "mine"))
-    as_user(1000, lambda: os.setxattr(tree.mnt / "mine", "volfs.label.a", b"b"))
+    run_as(lambda: os.mkdir(tree.mnt / "mine"), 1000)
+    run_as(lambda: os.setxattr(tree.mnt / "mine", "volfs.label.a", b"b"), 1000)
     with answers(errno.EACCES):
-        as_user(NOBODY, lambda: os.setxattr(tree.mnt / "mine", "volfs.label.a", b"c"))
+        run_as(lambda: os.setxattr(tree.mnt / "mine", "volfs.label.a", b"c"), NOBODY)
     assert os.getxattr(tree.mnt / "mine", "volfs.label.a") == b"b"
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NOBODY, MountFactory, as_user, is_mounted, volfs, wait_for
+from tests.children import NOBODY, run_as
+from tests.conftest import MountFactory, is_mounted, volfs, wait_for
 from volfs import syscalls
 from volfs.errors import MountError
 from volfs.fs.options import MountOptions
@@ -141,7 +142,7 @@ class TestCheck:
             with pytest.raises(MountError, match="no permission to write"):
                 check("/nowhere", str(workspace / "mnt"), MountOptions())
 
-        as_user(NOBODY, refused)
+        run_as(refused, NOBODY)
 
 
 # -- unprivileged
@@ -168,13 +169,13 @@ def test_an_unprivileged_user_mounts_and_uses_a_tree(mount: MountFactory) -> Non
         counters = json.loads(os.getxattr(tree.mnt, "volfs.stats"))
         assert counters["open_files"] == 0
 
-    as_user(1000, use)
+    run_as(use, 1000)
     assert tree.data("vol").stat().st_uid == 1000
     # Without allow_other nobody else gets in, not even root.
     with pytest.raises(PermissionError):
         os.stat(tree.mnt / "vol")
-    as_user(1000, lambda: os.rmdir(tree.mnt / "vol"))
-    as_user(1000, lambda: unmount(str(tree.mnt)))
+    run_as(lambda: os.rmdir(tree.mnt / "vol"), 1000)
+    run_as(lambda: unmount(str(tree.mnt)), 1000)
     assert tree.process.wait(20) == 0
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import USER, run_as
 from tests.conftest import Mounted, MountFactory
-from tests.mount.children import USER, run_as
 from tests.mount.comparing import Pair, outcome
 
 TARGETS = {

@@ -15,9 +15,9 @@ from typing import ParamSpec
 
 import pytest
 
+from tests.children import OTHER, USER, run_as
 from tests.conftest import MountFactory
 from tests.mount.acls import ACCESS, DEFAULT, acl
-from tests.mount.children import OTHER, USER, run_as
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
 from volfs import syscalls
