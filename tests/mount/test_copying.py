@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import Child, run_as
 from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
 from tests.mount import filesystems
-from tests.mount.children import Child, run_as
 from tests.mount.comparing import Pair, outcome
 from volfs import syscalls
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import OTHER, USER, run_as
 from tests.conftest import Mounted
-from tests.mount.children import OTHER, USER, run_as
 from tests.mount.comparing import Pair, outcome
 from volfs.fs import flags
 
