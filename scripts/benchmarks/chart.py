@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.filesystems import BenchError
-from benchmarks.report import BASE
+from benchmarks.filesystems import NATIVE, TAP, VOLFS, BenchError
+from benchmarks.workloads import Group
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Readable on white and on black alike, told apart by shape as well as by colour.
 _INK = "#7d8590"
 _STYLE = {
-    "volfs": ("#1f883d", "o"),
-    "bindfs": ("#bf8700", "s"),
-    "mergerfs": ("#8250df", "^"),
-    "passthrough_ll": ("#0969da", "D"),
+    VOLFS: ("#1f883d", "o", True),
+    TAP: ("#1f883d", "o", False),
+    "bindfs": ("#bf8700", "s", True),
+    "mergerfs": ("#8250df", "^", True),
+    "passthrough_ll": ("#0969da", "D", True),
 }
+"""Colour, marker, and whether it is filled."""
+_LEFT = (Group.DATA, Group.DURABLE)
+"""Groups of the left column; the others are in the right one, which also has the second run."""
+_LINE, _HEADING = 0.21, 0.75
+"""Inches for one workload, and for a group's heading and axis."""
+_Panel = tuple[str, list[dict[str, Any]]]
 
 
-def draw(run: dict[str, Any], path: Path) -> None:
-    """Write an SVG with one line a workload and one mark a filesystem, on a log axis."""
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Write an SVG: a panel a group, one line a workload, one mark a filesystem, log axes."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure
     except ImportError:
         raise BenchError("a chart needs matplotlib: pip install matplotlib") from None
 
-    # Lines from the top down: a heading before each group, then its workloads.
-    lines: list[tuple[str, dict[str, Any] | None]] = []
-    group = None
-    for row in run["workloads"]:
-        if row["group"] != group:
-            group = row["group"]
-            lines.append((group, None))
-        lines.append((row["title"], row["filesystems"]))
-
+    panels = _panels(runs)
+    left = [panel for group, panel in panels if group in _LEFT]
+    right = [panel for group, panel in panels if group not in _LEFT]
+    columns = [column for column in (left, right) if column]
+    height = max(sum(_HEADING + _LINE * len(rows) for _, rows in column) for column in columns)
     settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "volfs",
@@ -44,35 +50,68 @@ def draw(run: dict[str, Any], path: Path) -> None:
         **dict.fromkeys(("text.color", "axes.edgecolor", "xtick.color", "ytick.color"), _INK),
     }
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(8, 1.2 + 0.24 * len(lines)), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_xscale("log")
-        for name, (colour, marker) in _STYLE.items():
-            points = [
-                (figures[name]["ratio_to_native"], y)
-                for y, (_, figures) in enumerate(lines)
-                if figures and name in figures and figures[name]["ratio_to_native"]
-            ]
-            if points:
-                x, y = zip(*points, strict=True)
-                ours = name == "volfs"
-                axes.scatter(
-                    x, y, s=46 if ours else 30, c=colour, marker=marker, label=name,
-                    zorder=4 if ours else 3, linewidths=0,
-                )  # fmt: skip
-        axes.axvline(1, color=_INK, linewidth=1.2)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
-        axes.grid(axis="both", color=_INK, alpha=0.25, linewidth=0.6)
-        axes.set_axisbelow(True)
-        axes.set_yticks(range(len(lines)), [title for title, _ in lines])
-        for label, (_, figures) in zip(axes.get_yticklabels(), lines, strict=True):
-            if figures is None:
-                label.set_fontweight("bold")
-        axes.set_ylim(len(lines) - 0.4, -0.6)
-        axes.tick_params(length=0)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.set_xlabel(f"time as a multiple of {BASE} (log scale; further left is faster)")
-        axes.xaxis.label.set_color(_INK)
-        figure.legend(loc="outside upper center", ncols=len(_STYLE), frameon=False)
+        figure = Figure(figsize=(5.8 * len(columns), height + 0.9), layout="constrained")
+        parts = figure.subfigures(1, len(columns), squeeze=False)[0]
+        for part, column in zip(parts, columns, strict=True):
+            ratios = [len(rows) + 1 for _, rows in column]
+            axes = part.subplots(len(column), 1, squeeze=False, height_ratios=ratios)
+            for axis, panel in zip(axes[:, 0], column, strict=True):
+                _draw_panel(axis, panel)
+        marks = {
+            label: handle
+            for part in parts
+            for axis in part.axes
+            for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+        }
+        names = [name for name in _STYLE if name in marks]
+        figure.legend(
+            [marks[name] for name in names], names,
+            loc="outside upper center", ncols=len(names), frameon=False,
+        )  # fmt: skip
+        figure.supxlabel(
+            f"time as a multiple of {NATIVE} (log scale; further left is faster)", color=_INK,
+            fontsize=10,
+        )  # fmt: skip
         figure.savefig(path, format="svg", transparent=True, metadata={"Date": None})
+
+
+def _panels(runs: list[dict[str, Any]]) -> list[tuple[Group, _Panel]]:
+    panels = []
+    for run in runs:
+        where = "one processor" if run["client_cpu"] == run["daemon_cpu"] else "two processors"
+        for group in Group:
+            rows = [row for row in run["workloads"] if row["group"] == group.value]
+            if rows:
+                split = len(runs) > 1 and group is Group.UNCACHED
+                title = f"{group.value}, client and daemon on {where}" if split else group.value
+                panels.append((group, (title, rows)))
+    return panels
+
+
+def _draw_panel(axes: Axes, panel: _Panel) -> None:
+    title, rows = panel
+    axes.set_xscale("log")
+    for name, (colour, marker, filled) in _STYLE.items():
+        points = [
+            (ratio, y)
+            for y, row in enumerate(rows)
+            if (ratio := row["filesystems"].get(name, {}).get("ratio_to_native"))
+        ]
+        if points:
+            x, y = zip(*points, strict=True)
+            ours = name == VOLFS
+            axes.scatter(
+                x, y, s=46 if ours else 30, marker=marker, label=name, zorder=4 if ours else 3,
+                facecolors=colour if filled else "none", edgecolors=colour, linewidths=1,
+            )  # fmt: skip
+    axes.axvline(1, color=_INK, linewidth=1.2)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
+    axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.grid(axis="both", color=_INK, alpha=0.25, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.set_title(title, loc="left", fontsize=10, fontweight="bold")

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -45,19 +46,46 @@ static int do_create(const char *name)
     return fd == -1 ? -1 : close(fd);
 }
 
-static int do_rename(const char *name)
+static int do_symlink(const char *name) { return symlink("some/where/else", name); }
+static int do_chmod(const char *name) { return chmod(name, 0640); }
+static int do_utime(const char *name) { return utimensat(AT_FDCWD, name, NULL, 0); }
+static int do_truncate(const char *name) { return truncate(name, 100); }
+static int do_setxattr(const char *name) { return setxattr(name, "user.a", "value", 5, 0); }
+
+static int do_readlink(const char *name)
 {
     char target[NAME];
-    memcpy(target, name, NAME);
-    target[0] = 'r';
-    return rename(name, target);
+    return readlink(name, target, NAME) == -1 ? -1 : 0;
 }
 
-static int do_write(const char *name)
+static int do_getxattr(const char *name)
+{
+    char value[NAME];
+    return getxattr(name, "user.a", value, NAME) == -1 ? -1 : 0;
+}
+
+/* What name is called after it got another name, or one more. */
+static const char *other(const char *name)
+{
+    static char target[NAME];
+    memcpy(target, name, NAME);
+    target[0] = 'r';
+    return target;
+}
+
+static int do_rename(const char *name) { return rename(name, other(name)); }
+static int do_link(const char *name) { return link(name, other(name)); }
+
+static int write_new(const char *name, int sync)
 {
     int fd = open(name, O_CREAT | O_EXCL | O_WRONLY, 0644);
-    return fd == -1 || write(fd, small, SMALL) != SMALL ? -1 : close(fd);
+    if (fd == -1 || write(fd, small, SMALL) != SMALL || (sync && fsync(fd)))
+        return -1;
+    return close(fd);
 }
+
+static int do_write(const char *name) { return write_new(name, 0); }
+static int do_writesync(const char *name) { return write_new(name, 1); }
 
 static int do_read(const char *name)
 {
@@ -104,10 +132,13 @@ static int do_walk(const char *name)
 /* per_entry: one call goes through the whole directory; what counts is the entries it met. */
 static const struct operation { const char *name; int (*call)(const char *); int per_entry; }
 operations[] = {
-    {"stat", do_stat, 0},     {"open", do_open, 0},     {"create", do_create, 0},
-    {"rename", do_rename, 0}, {"unlink", do_unlink, 0}, {"mkdir", do_mkdir, 0},
-    {"rmdir", do_rmdir, 0},   {"missing", do_missing, 0}, {"write", do_write, 0},
-    {"read", do_read, 0},     {"list", do_list, 1},     {"liststat", do_liststat, 1},
+    {"stat", do_stat, 0},         {"missing", do_missing, 0},   {"open", do_open, 0},
+    {"create", do_create, 0},     {"rename", do_rename, 0},     {"unlink", do_unlink, 0},
+    {"link", do_link, 0},         {"symlink", do_symlink, 0},   {"readlink", do_readlink, 0},
+    {"mkdir", do_mkdir, 0},       {"rmdir", do_rmdir, 0},       {"chmod", do_chmod, 0},
+    {"utime", do_utime, 0},       {"truncate", do_truncate, 0}, {"setxattr", do_setxattr, 0},
+    {"getxattr", do_getxattr, 0}, {"write", do_write, 0},       {"writesync", do_writesync, 0},
+    {"read", do_read, 0},         {"list", do_list, 1},         {"liststat", do_liststat, 1},
     {"walk", do_walk, 1},
 };
 

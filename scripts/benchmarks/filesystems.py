@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 VOLUME = "bench"
@@ -31,6 +33,8 @@ class Caching(Enum):
     """0 s: every operation reaches the daemon."""
     AUTO = 1
     """1 s for attributes, names and, where the filesystem can, absent names."""
+    ALWAYS = 86400
+    """A day for these, and whatever else each has to offer for listings and links."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,14 @@ class FileSystem:
     """One filesystem to measure.
 
     ``command`` gives the command line that mounts it in the foreground; None for the bare
-    directory. ``inside`` is the path from its mount point to the volume's data.
+    directory. ``inside`` is the path from its mount point to the volume's data. ``data_only``:
+    it differs from another one only in what happens to open files, and is measured only there.
     """
 
     name: str
     command: Callable[[Site, Caching], list[str]] | None
     inside: str
+    data_only: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,16 @@ class Mounted:
     """A filesystem in place: ``data`` is the volume's data seen through it, ``pid`` its daemon."""
 
     data: Path
+    top: Path
     pid: int | None = None
+
+    def counters(self) -> dict[str, Any] | None:
+        """What volfs says of itself; None of other filesystems."""
+        try:
+            counters: dict[str, Any] = json.loads(os.getxattr(self.top, "volfs.stats"))
+        except OSError:
+            return None
+        return counters
 
     def daemon_ns(self) -> int:
         """Processor time the daemon has used so far, all threads, in nanoseconds."""
@@ -81,9 +96,9 @@ class Mounted:
         return time.clock_gettime_ns((~self.pid << 3) | 2)
 
 
-def _volfs(site: Site, caching: Caching) -> list[str]:
-    cache = f"cache={caching.name.lower()}"
-    mount = ["mount", "-f", str(site.scope), str(site.mountpoint), "-o", cache]
+def _volfs(site: Site, caching: Caching, without: str = "") -> list[str]:
+    options = ",".join(filter(None, (f"cache={caching.name.lower()}", without)))
+    mount = ["mount", "-f", str(site.scope), str(site.mountpoint), "-o", options]
     return [sys.executable, "-m", "volfs", *mount]
 
 
@@ -106,27 +121,43 @@ def _mergerfs(site: Site, caching: Caching) -> list[str]:
     t = caching.value
     # One thread: faster for one client than the default of several.
     options = f"cache.attr={t},cache.entry={t},cache.negative_entry={t},threads=1"
+    if caching is Caching.ALWAYS:
+        options += ",cache.readdir=true,cache.symlinks=true"
     return ["mergerfs", "-f", "-o", options, str(site.data.parent), str(site.mountpoint)]
 
 
 def _passthrough_ll(site: Site, caching: Caching) -> list[str]:
     # cache=auto with a timeout rather than cache=never, which would also turn off the page cache;
-    # default_permissions, which the others set themselves and without which it checks nothing;
+    # default_permissions and allow_other, which the others set themselves for root;
     # -s for one thread, faster for one client.
-    options = f"source={site.data.parent},cache=auto,timeout={caching.value},default_permissions"
+    policy = "always" if caching is Caching.ALWAYS else "auto"
+    options = f"source={site.data.parent},cache={policy},timeout={caching.value}"
+    options += ",default_permissions"
+    if os.geteuid() == 0:
+        options += ",allow_other"
     return [str(site.tools / "passthrough_ll"), "-f", "-s", "-o", options, str(site.mountpoint)]
 
+
+NATIVE = "native"
+VOLFS = "volfs"
+TAP = "volfs-tap"
+PEERS = ("bindfs", "mergerfs", "passthrough_ll")
+"""None of them has files read and written by the kernel directly."""
 
 FILESYSTEMS = {
     fs.name: fs
     for fs in (
-        FileSystem("native", None, ""),
-        FileSystem("volfs", _volfs, VOLUME),
+        FileSystem(NATIVE, None, ""),
+        FileSystem(VOLFS, _volfs, VOLUME),
+        FileSystem(TAP, partial(_volfs, without="no-passthrough"), VOLUME, data_only=True),
+        FileSystem("volfs-plain", partial(_volfs, without="no-tap"), VOLUME),
         FileSystem("bindfs", _bindfs, "_data"),
         FileSystem("mergerfs", _mergerfs, "_data"),
         FileSystem("passthrough_ll", _passthrough_ll, "_data"),
     )
 }
+DEFAULT = (VOLFS, TAP, *PEERS)
+"""Measured beside native unless others are asked for."""
 
 
 @contextmanager
@@ -138,7 +169,8 @@ def mounted(
     Raises BenchError, with the end of the daemon's log, if it does not come up.
     """
     if fs.command is None:
-        yield Mounted(site.data)
+        with _bound(site) as data:
+            yield Mounted(data, data)
         return
     command = fs.command(site, caching)
     if cpu is not None:
@@ -149,15 +181,28 @@ def mounted(
             command, stdout=log, stderr=log, cwd=REPOSITORY, start_new_session=True
         )
     try:
-        _await(lambda: _is_mountpoint(site.mountpoint) or daemon.poll() is not None)
+        wait_until(lambda: _is_mountpoint(site.mountpoint) or daemon.poll() is not None)
         if daemon.poll() is not None or not _is_mountpoint(site.mountpoint):
             raise BenchError(f"{fs.name} did not mount:\n{_tail(site.log)}")
         data = site.mountpoint / fs.inside
         if make_volume and not data.exists():
             data.mkdir()
-        yield Mounted(data, daemon.pid)
+        yield Mounted(data, site.mountpoint, daemon.pid)
     finally:
         _end(site.mountpoint, daemon)
+
+
+@contextmanager
+def _bound(site: Site) -> Iterator[Path]:
+    """The bare directory, for root at the mount point, where other users get to it as well."""
+    if os.geteuid() != 0:
+        yield site.data
+        return
+    subprocess.run(["mount", "--bind", site.data, site.mountpoint], check=True)
+    try:
+        yield site.mountpoint
+    finally:
+        unmount(site.mountpoint)
 
 
 def _end(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
@@ -175,7 +220,7 @@ def _end(mountpoint: Path, daemon: subprocess.Popen[bytes]) -> None:
 
 def unmount(mountpoint: Path) -> None:
     """Unmount if mounted, trying for 3 s while it is busy, then lazily."""
-    if not _await(lambda: not _is_mountpoint(mountpoint) or _umount(mountpoint), limit=3):
+    if not wait_until(lambda: not _is_mountpoint(mountpoint) or _umount(mountpoint), limit=3):
         _umount(mountpoint, "-l", "-z")
 
 
@@ -194,7 +239,8 @@ def _umount(mountpoint: Path, lazy: str = "", lazy_as_user: str = "") -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def _await(condition: Callable[[], bool], limit: float = START_LIMIT) -> bool:
+def wait_until(condition: Callable[[], bool], limit: float = START_LIMIT) -> bool:
+    """Wait for ``condition``; False if it does not hold after ``limit`` seconds."""
     deadline = time.monotonic() + limit
     while not condition():
         if time.monotonic() > deadline:

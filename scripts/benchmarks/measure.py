@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.filesystems import BenchError, Caching, FileSystem, Mounted, Site, mounted
-from benchmarks.workloads import Group, Timing, Tools, Workload, run_client
+from benchmarks.workloads import Timing, Tools, Workload, run_client
 
 _GREETING = "greeting"
 """The directory whose files each fresh mount is asked about before anything is timed: it is a
 running daemon that is measured, not one that starts."""
 _GREETINGS = 100
 
+_ENTERING = 10
+"""A kind of request that is sent less often than this says nothing about the calls measured."""
 _WALK_WIDTH = 100
 """Files to a directory of the tree that is walked."""
 
@@ -32,15 +35,34 @@ class Pinning:
     daemon: int
 
 
+@dataclass(frozen=True, slots=True)
+class Rounds:
+    """How often everything is measured: the quick workloads and the others."""
+
+    quick: int
+    slow: int
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One measurement: its time, the daemon's, and the requests the daemon was sent in all."""
+
+    timing: Timing
+    daemon_ns: int
+    requests: dict[str, int] | None
+
+
 @dataclass(slots=True)
 class Series:
     """One workload on one filesystem: a figure a round, in nanoseconds per call.
 
-    ``daemon`` is the processor time of the daemon per call. ``error`` says why there is nothing.
+    ``daemon`` is the processor time of the daemon per call, ``requests`` what the daemon was sent
+    per call in the last round, where it counts that. ``error`` says why there is nothing.
     """
 
     wall: list[float] = field(default_factory=list)
     daemon: list[float] = field(default_factory=list)
+    requests: dict[str, float] | None = None
     error: str | None = None
 
     @property
@@ -51,9 +73,12 @@ class Series:
     def daemon_median(self) -> float | None:
         return statistics.median(self.daemon) if self.daemon and not self.error else None
 
-    def add(self, timing: Timing, daemon_ns: int) -> None:
-        self.wall.append(timing.ns / timing.calls)
-        self.daemon.append(daemon_ns / timing.calls)
+    def add(self, measured: Measured) -> None:
+        calls = measured.timing.calls
+        self.wall.append(measured.timing.ns / calls)
+        self.daemon.append(measured.daemon_ns / calls)
+        if measured.requests is not None:
+            self.requests = {name: n / calls for name, n in measured.requests.items()}
 
 
 Results = dict[str, dict[str, Series]]
@@ -66,10 +91,10 @@ def run_rounds(
     site: Site,
     tools: Tools,
     pinning: Pinning,
-    rounds: int,
+    rounds: Rounds,
     progress: Callable[[str], None],
 ) -> Results:
-    """Measure everything ``rounds`` times.
+    """Measure everything as often as ``rounds`` says.
 
     Each measurement has a fresh mount, so that no kernel cache and no daemon remembers an earlier
     one. Filesystems take turns within a workload, first ones first in turn, so that a slow spell
@@ -79,59 +104,70 @@ def run_rounds(
     if not (site.data / _GREETING).exists():
         (site.data / _GREETING).mkdir()
         run_client(tools, site.data / _GREETING, "create", _GREETINGS)
-    results: Results = {w.name: {fs.name: Series() for fs in filesystems} for w in workloads}
-    for turn in range(rounds):
+    taking = {w.name: [fs for fs in filesystems if w.open_files or not fs.data_only]
+              for w in workloads}  # fmt: skip
+    results: Results = {name: {fs.name: Series() for fs in taking[name]} for name in taking}
+    for turn in range(max(rounds.quick, rounds.slow)):
         for position, workload in enumerate(workloads):
-            first = (turn + position) % len(filesystems)
-            for fs in (*filesystems[first:], *filesystems[:first]):
-                progress(f"round {turn + 1}, {workload.name}, {fs.name}")
+            if turn >= (rounds.quick if workload.quick else rounds.slow):
+                continue
+            order = taking[workload.name]
+            first = (turn + position) % len(order)
+            for fs in (*order[first:], *order[:first]):
+                progress(f"{pinning.name}, round {turn + 1}, {workload.name}, {fs.name}")
                 series = results[workload.name][fs.name]
                 if series.error is None:
                     try:
-                        series.add(*_measure(workload, fs, site, tools, pinning))
-                    except (BenchError, OSError) as error:
+                        series.add(_measure(workload, fs, site, tools, pinning))
+                    except (BenchError, OSError, subprocess.SubprocessError) as error:
                         series.error = str(error)
     return results
 
 
 def _measure(
     workload: Workload, fs: FileSystem, site: Site, tools: Tools, pinning: Pinning
-) -> tuple[Timing, int]:
+) -> Measured:
     name = workload.fixture or "run"
     directory = site.data / name
-    if not (workload.fixture and directory.exists()):
-        directory.mkdir()
-        workload.prepare(tools, directory)
+    ready = False
     try:
+        if not (workload.fixture and directory.exists()):
+            directory.mkdir()
+            workload.prepare(tools, directory)
+        ready = True
         with mounted(fs, site, workload.caching, pinning.daemon) as place:
             run_client(tools, place.data / _GREETING, "stat", _GREETINGS, 3)
             if workload.warm_up:
                 workload.warm_up(tools, place.data / name)
-            before = place.daemon_ns()
+            earlier, before = _requests(place), _requests(place)
+            daemon_ns = place.daemon_ns()
             timing = workload.run(tools, place.data / name)
-            return timing, place.daemon_ns() - before
+            daemon_ns = place.daemon_ns() - daemon_ns
+            counted = _between(earlier, before, _requests(place)) if workload.countable else None
+            return Measured(timing, daemon_ns, counted)
     finally:
-        if not workload.fixture:
+        if not (workload.fixture and ready):
             shutil.rmtree(directory)
 
 
-def geometric_mean(values: Iterable[float]) -> float:
-    """The geometric mean of ``values``, which are positive and at least one."""
-    return math.exp(statistics.fmean(math.log(value) for value in values))
+def _requests(place: Mounted) -> Counter[str] | None:
+    counts = (place.counters() or {}).get("requests")
+    return None if counts is None else Counter(counts)
 
 
-def mean_ratio(
-    results: Results, workloads: Sequence[Workload], group: Group, fs: str, base: str
-) -> float | None:
-    """Geometric mean of ``fs`` / ``base`` over the workloads of ``group`` that both did."""
-    ratios = []
-    for workload in workloads:
-        series = results[workload.name]
-        if workload.group is group and fs in series and base in series:
-            ours, theirs = series[fs].median, series[base].median
-            if ours is not None and theirs is not None:
-                ratios.append(ours / theirs)
-    return geometric_mean(ratios) if ratios else None
+def _between(
+    earlier: Counter[str] | None, before: Counter[str] | None, after: Counter[str] | None
+) -> dict[str, int] | None:
+    """The requests from ``before`` to ``after``, most frequent first.
+
+    Less those that reading the counters takes, which is what lies between ``earlier`` and
+    ``before``, and less the few that it takes to enter the directory.
+    """
+    if earlier is None or before is None or after is None:
+        return None
+    asking = before - earlier
+    counts = after - before - asking
+    return {name: count for name, count in counts.most_common() if count >= _ENTERING}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +182,7 @@ class Walk:
     ns_per_entry: float | None = None
     bytes_per_entry: float | None = None
     descriptors: int | None = None
-    stats: dict[str, int] | None = None
+    stats: dict[str, Any] | None = None
     error: str | None = None
 
 
@@ -169,7 +205,7 @@ def run_walks(
     # Once untimed, so that the native walk does not pay for reading directories from disk.
     run_client(tools, tree, "walk", 1)
     walks = {}
-    for fs in filesystems:
+    for fs in (fs for fs in filesystems if not fs.data_only):
         progress(f"walk, {fs.name}")
         try:
             with mounted(fs, site, Caching.AUTO, pinning.daemon) as place:
@@ -193,7 +229,7 @@ def _walk(place: Mounted, tools: Tools) -> Walk:
         timing.ns / timing.calls,
         (_resident(place.pid) - before) / timing.calls,
         len(os.listdir(f"/proc/{place.pid}/fd")),
-        _own_counters(place.data),
+        place.counters(),
     )
 
 
@@ -205,11 +241,3 @@ def _resident(pid: int | None) -> int:
         if line.startswith("RssAnon:"):
             return int(line.split()[1]) * 1024
     return 0
-
-
-def _own_counters(data: Path) -> dict[str, int] | None:
-    try:
-        counters = json.loads(os.getxattr(data.parent, "volfs.stats"))
-    except OSError:
-        return None
-    return {str(name): int(value) for name, value in counters.items()}

@@ -10,49 +10,55 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.measure import Results, Walk, mean_ratio
-from benchmarks.workloads import Group, Workload
+from benchmarks.comparison import mean_ratio, mean_to_fastest_peer, ratio, to_fastest_peer
+from benchmarks.filesystems import NATIVE, PEERS, VOLFS
+from benchmarks.measure import Results, Walk
+from benchmarks.verdict import SAME_SPEED, requests
+from benchmarks.workloads import Workload
 
-BASE = "native"
-OURS = "volfs"
 Json = dict[str, Any]
 
 
-def results_json(results: Results, workloads: Sequence[Workload]) -> list[Json]:
-    """One object a workload; times in microseconds per ``unit``."""
+def rows_json(results: Results, workloads: Sequence[Workload]) -> list[Json]:
+    """One object a workload; times in microseconds per ``unit``, requests per ``unit`` too."""
     rows = []
     for workload in workloads:
-        figures = {}
-        base = results[workload.name].get(BASE)
-        for fs, series in results[workload.name].items():
-            figures[fs] = {
-                "median_us": _us(series.median),
-                "ratio_to_native": _ratio(series.median, base.median if base else None),
-                "daemon_cpu_us": _us(series.daemon_median),
-                "rounds_us": [_us(value) for value in series.wall],
-                "error": series.error,
-            }
-        rows.append(
-            {
-                "name": workload.name,
-                "title": workload.title,
-                "group": workload.group.value,
-                "unit": workload.unit,
-                "filesystems": figures,
-            }
-        )
+        row: Json = {
+            "name": workload.name,
+            "title": workload.title,
+            "group": workload.group.value,
+            "unit": workload.unit,
+            "filesystems": {
+                fs: {
+                    "median_us": _us(series.median),
+                    "daemon_cpu_us": _us(series.daemon_median),
+                    "rounds_us": [_us(value) for value in series.wall],
+                    "requests": _rounded(series.requests),
+                    "error": series.error,
+                }
+                for fs, series in results[workload.name].items()
+            },
+        }
+        for fs, figures in row["filesystems"].items():
+            figures["ratio_to_native"] = _digits(ratio(row, fs, NATIVE))
+            if fs != NATIVE and fs not in PEERS:
+                figures["ratio_to_fastest_peer"] = _digits(to_fastest_peer(row, fs))
+        rows.append(row)
     return rows
 
 
-def means_json(results: Results, workloads: Sequence[Workload]) -> Json:
+def means_json(rows: Sequence[Json]) -> Json:
     """Geometric means over each group: of every filesystem to native, of volfs to every peer."""
-    names = list(next(iter(results.values()))) if results else []
     means: Json = {}
-    for group in Group:
-        if any(workload.group is group for workload in workloads):
-            to_native = {fs: mean_ratio(results, workloads, group, fs, BASE) for fs in names}
-            to_peer = {fs: mean_ratio(results, workloads, group, OURS, fs) for fs in names}
-            means[group.value] = {"to_native": to_native, "volfs_to": to_peer}
+    for group in dict.fromkeys(row["group"] for row in rows):
+        of_group = [row for row in rows if row["group"] == group]
+        names = list(dict.fromkeys(fs for row in of_group for fs in row["filesystems"]))
+        fastest = mean_to_fastest_peer(of_group, VOLFS)
+        means[group] = {
+            "to_native": {fs: _digits(mean_ratio(of_group, fs, NATIVE)) for fs in names},
+            "volfs_to": {fs: _digits(mean_ratio(of_group, VOLFS, fs)) for fs in names},
+            "volfs_to_fastest_peer": _digits(fastest[0] if fastest else None),
+        }
     return means
 
 
@@ -74,77 +80,117 @@ def _us(ns: float | None) -> float | None:
     return None if ns is None else round(ns / 1000, 3)
 
 
-def _ratio(value: float | None, base: float | None) -> float | None:
-    return None if value is None or not base else float(f"{value / base:.4g}")
+def _digits(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.4g}")
+
+
+def _rounded(counts: Mapping[str, float] | None) -> dict[str, float] | None:
+    return None if counts is None else {name: round(count, 3) for name, count in counts.items()}
 
 
 def show(report: Json, console: Console) -> None:
     """Print everything in ``report`` that a person wants to know."""
     for run in report["runs"]:
         _show_run(run, console)
-    if report.get("walk"):
+    _show_requests(report["runs"], console)
+    if report["walk"]:
         _show_walk(report["walk"], console)
     errors = [
-        (row["title"], fs, figure["error"])
+        (f"{row['title']}, {run['pin']}", fs, figures["error"])
         for run in report["runs"]
         for row in run["workloads"]
-        for fs, figure in row["filesystems"].items()
-        if figure["error"]
+        for fs, figures in row["filesystems"].items()
+        if figures["error"]
     ]
     errors += [("walk", fs, walk["error"]) for fs, walk in report["walk"].items() if walk["error"]]
     for title, fs, error in errors:
         console.print(f"{fs}, {title}: {error}", markup=False, highlight=False)
+    for what, reason in report["skipped"].items():
+        console.print(f"skipped {what}: {reason}", markup=False, highlight=False)
+    for fs, level in report["levels"].items():
+        console.print(f"{fs} served at level {level}", highlight=False)
+    _show_verdict(report["verdict"], console)
 
 
 def _show_run(run: Json, console: Console) -> None:
-    if not run["workloads"]:
+    rows = run["workloads"]
+    if not rows:
         return
-    names = list(run["workloads"][0]["filesystems"])
+    names = list(dict.fromkeys(fs for row in rows for fs in row["filesystems"]))
+    others = [name for name in names if name != NATIVE]
     console.print(
         f"Times native, lower is better; client on processor {run['client_cpu']}, "
-        f"daemon on {run['daemon_cpu']}",
+        f"daemon on {run['daemon_cpu']}. Last column: volfs times the fastest peer",
         highlight=False,
     )
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    table.add_column("native", justify="right", no_wrap=True)
-    peers = [name for name in names if name != BASE]
-    for name in peers:
-        table.add_column(name, justify="right", no_wrap=True)
-    group = None
-    for row in run["workloads"]:
+    table = _table()
+    for name in (NATIVE, *others, "to peers"):
+        table.add_column(name, justify="right")
+    group = rows[0]["group"]
+    table.add_row(f"[bold]{group}[/bold]")
+    for row in rows:
         if row["group"] != group:
-            if group is not None:
-                _add_mean(table, run, group, peers)
+            _add_mean(table, run, group, others)
             group = row["group"]
             table.add_row(f"[bold]{group}[/bold]")
         figures = row["filesystems"]
-        cells = [multiple(figures[name]["ratio_to_native"]) for name in peers]
-        table.add_row(row["title"], duration(figures[BASE]["median_us"], row["unit"]), *cells)
-    if group is not None:
-        _add_mean(table, run, group, peers)
+        cells = [multiple(figures.get(name, {}).get("ratio_to_native")) for name in others]
+        base = duration(figures[NATIVE]["median_us"], row["unit"])
+        compared = figures.get(VOLFS, {}).get("ratio_to_fastest_peer")
+        table.add_row(row["title"], base, *cells, _flagged(compared))
+    _add_mean(table, run, group, others)
     console.print(table)
-    for heading, mean in run["means"].items():
-        against = ", ".join(
-            f"{value:.2f} × {fs}"
-            for fs, value in mean["volfs_to"].items()
-            if value is not None and fs not in (OURS, BASE)
-        )
-        if against:
-            console.print(f"{heading}: volfs takes {against}", highlight=False)
 
 
-def _add_mean(table: Table, run: Json, group: str, peers: Sequence[str]) -> None:
-    mean = run["means"][group]["to_native"]
-    cells = [f"[bold]{multiple(mean.get(name))}[/bold]" for name in peers]
-    table.add_row("[bold]geometric mean[/bold]", "", *cells, end_section=True)
+def _add_mean(table: Table, run: Json, group: str, others: Sequence[str]) -> None:
+    mean = run["means"][group]
+    cells = [f"[bold]{multiple(mean['to_native'].get(name))}[/bold]" for name in others]
+    compared = _flagged(mean["volfs_to_fastest_peer"])
+    table.add_row("[bold]geometric mean[/bold]", "", *cells, compared, end_section=True)
+
+
+def _flagged(value: float | None) -> str:
+    """A ratio to the fastest peer, marked where it means slower."""
+    return multiple(value) + (" ▲" if value is not None and value > SAME_SPEED else "  ")
+
+
+def _show_requests(runs: Sequence[Json], console: Console) -> None:
+    table = _table("requests to the daemon per call")
+    counted: dict[tuple[str, str], str] = {}
+    for run in runs:
+        for row in run["workloads"]:
+            for fs, figures in row["filesystems"].items():
+                if figures["requests"] is not None:
+                    title = f"{row['title']}, {row['unit']}"
+                    counted.setdefault((title, fs), requests(figures["requests"]) or "none")
+    if counted:
+        table.add_column("")
+        for (title, fs), text in counted.items():
+            table.add_row(title, fs, text)
+        console.print(table)
+
+
+def _show_verdict(verdict: Sequence[Json], console: Console) -> None:
+    table = _table("target, as times", "at most", "is", "met", "where")
+    answers = {True: "met", False: "[bold]not met[/bold]", None: "?"}
+    for row in verdict:
+        value = multiple(row["value"]) if row["value"] else f"{row['value'] or '–'}"
+        limit = f"{row['limit']:.2f}"
+        table.add_row(row["target"], limit, value, answers[row["met"]], row["detail"])
+    console.print(table)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in headings or ("",):
+        table.add_column(heading)
+    return table
 
 
 def _show_walk(walk: Json, console: Console) -> None:
     entries = max(figures["entries"] for figures in walk.values())
     console.print(f"Walk of {entries:,} entries with stat", highlight=False)
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
+    table = _table()
     for heading in ("µs per entry", "memory per inode", "open descriptors"):
         table.add_column(heading, justify="right")
     for fs, figures in walk.items():

@@ -31,6 +31,7 @@ def workplace(parent: Path, *, in_place: bool) -> Iterator[Path]:
         stack.callback(signal.signal, signal.SIGTERM, previous)
         outer = Path(tempfile.mkdtemp(prefix="volfs-bench-", dir=parent.resolve()))
         stack.callback(shutil.rmtree, outer)
+        outer.chmod(0o711)  # a database server is another user's
         place = outer / "fs"
         place.mkdir()
         if not in_place:
