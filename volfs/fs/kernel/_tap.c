@@ -16,16 +16,16 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "_redirect.h"
+
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <link.h>
 #include <poll.h>
 #include <sched.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
-#include <sys/mman.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -355,94 +355,30 @@ static int tapped_mount(void *session, const char *mountpoint)
     return result;
 }
 
-struct library {
-    const struct link_map *map;
-    void **slot;
-    char *page; /* of the slot */
-    bool relro; /* from which the linker has taken the right to write */
-};
-
-/* Find the slot among relocations of one table: r_info names the symbol, r_offset the slot. */
-static void search(struct library *library, const ElfW(Rela) *table, size_t size,
-                   const ElfW(Sym) *symbols, const char *names)
-{
-    for (size_t i = 0; table && i < size / sizeof *table && !library->slot; i++) {
-        size_t symbol = table[i].r_info >> (sizeof(void *) == 8 ? 32 : 8);
-        if (symbol && strcmp(names + symbols[symbol].st_name, "fuse_session_mount") == 0)
-            library->slot = (void **)(library->map->l_addr + table[i].r_offset);
-    }
-}
-
-static int find_slot(struct dl_phdr_info *info, size_t Py_UNUSED(size), void *data)
-{
-    struct library *library = data;
-    const struct link_map *map = library->map;
-    if (info->dlpi_addr != map->l_addr)
-        return 0;
-    ElfW(Addr) tables[4] = {0}; /* symbols, their names, two tables of relocations */
-    size_t sizes[2] = {0};
-    for (const ElfW(Dyn) *entry = map->l_ld; entry->d_tag != DT_NULL; entry++) {
-        ElfW(Addr) value = entry->d_un.d_ptr;
-        /* glibc has made addresses of these offsets, musl has not. */
-        ElfW(Addr) address = value < map->l_addr ? value + map->l_addr : value;
-        switch (entry->d_tag) {
-        case DT_SYMTAB: tables[0] = address; break;
-        case DT_STRTAB: tables[1] = address; break;
-        case DT_JMPREL: tables[2] = address; break;
-        case DT_RELA: tables[3] = address; break;
-        case DT_PLTRELSZ: sizes[0] = value; break;
-        case DT_RELASZ: sizes[1] = value; break;
-        case DT_PLTREL:
-            if (value != DT_RELA)
-                return 1;
-            break;
-        }
-    }
-    for (int i = 0; i < 2; i++)
-        search(library, (void *)tables[2 + i], sizes[i], (void *)tables[0], (void *)tables[1]);
-    size_t page_size = sysconf(_SC_PAGESIZE);
-    library->page = (char *)((uintptr_t)library->slot & ~(page_size - 1));
-    for (int i = 0; i < info->dlpi_phnum; i++) {
-        const ElfW(Phdr) *segment = &info->dlpi_phdr[i];
-        char *start = (char *)info->dlpi_addr + segment->p_vaddr;
-        if (segment->p_type == PT_GNU_RELRO && library->page + page_size > start &&
-            library->page + page_size <= start + segment->p_memsz) /* whole pages only */
-            library->relro = true;
-    }
-    return 1;
-}
-
 static PyObject *attach(PyObject *Py_UNUSED(module), PyObject *argument)
 {
     PyObject *path = NULL;
-    struct libfuse found;
-    struct library library = {0};
     if (!PyUnicode_FSConverter(argument, &path))
         return NULL;
-    void *handle = dlopen(PyBytes_AS_STRING(path), RTLD_NOW | RTLD_NOLOAD);
+    /* Kept open if all goes well, so that the library stays. */
+    void *library = dlopen(PyBytes_AS_STRING(path), RTLD_NOW | RTLD_NOLOAD);
     Py_DECREF(path);
-    if (handle == NULL || dlinfo(handle, RTLD_DI_LINKMAP, &library.map) != 0)
-        return PyErr_Format(PyExc_RuntimeError, "%S is not a loaded library", argument);
-    /* The handle is kept, so that the library stays. */
-    *(void **)&found.mount = dlsym(handle, "fuse_session_mount");
-    *(void **)&found.fd_of = dlsym(handle, "fuse_session_fd");
-    *(void **)&found.custom_io = dlsym(handle, "fuse_session_custom_io");
-    *(void **)&found.custom_io_317 = dlsym(handle, "fuse_session_custom_io_317");
-    if (!found.mount || !found.fd_of || !(found.custom_io || found.custom_io_317))
-        return PyErr_Format(PyExc_RuntimeError, "%S depends on no libfuse with custom io",
-                            argument);
-    dl_iterate_phdr(find_slot, &library);
-    if (library.slot == NULL)
-        return PyErr_Format(PyExc_RuntimeError, "%S has no relocation of fuse_session_mount",
-                            argument);
-    size_t page_size = sysconf(_SC_PAGESIZE);
-    if (library.relro && mprotect(library.page, page_size, PROT_READ | PROT_WRITE) != 0)
-        return PyErr_Format(PyExc_RuntimeError, "the relocations of %S stay read-only: %s",
-                            argument, strerror(errno));
-    libfuse = found;
-    *library.slot = (void *)tapped_mount;
-    if (library.relro)
-        mprotect(library.page, page_size, PROT_READ);
+    if (library == NULL)
+        return PyErr_Format(PyExc_RuntimeError, "%S is not loaded", argument);
+    struct libfuse found;
+    *(void **)&found.mount = dlsym(library, "fuse_session_mount");
+    *(void **)&found.fd_of = dlsym(library, "fuse_session_fd");
+    *(void **)&found.custom_io = dlsym(library, "fuse_session_custom_io");
+    *(void **)&found.custom_io_317 = dlsym(library, "fuse_session_custom_io_317");
+    const char *failure = "it depends on no libfuse with custom io";
+    if (found.mount && found.fd_of && (found.custom_io || found.custom_io_317)) {
+        libfuse = found;
+        failure = redirect(library, "fuse_session_mount", (void *)tapped_mount);
+    }
+    if (failure) {
+        dlclose(library);
+        return PyErr_Format(PyExc_RuntimeError, "cannot tap %S: %s", argument, failure);
+    }
     Py_RETURN_NONE;
 }
 
