@@ -6,11 +6,14 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TypedDict
 
 import pytest
+
+from tests.conftest import wait_for
 
 DEADLINE = 30.0
 """Seconds within which anything a test waits for has to happen."""
@@ -66,6 +69,43 @@ def run(
     ended = f"{' '.join(map(str, command))}\nended with {process.returncode}:\n{output}"
     assert (process.returncode != 0) == fails, ended
     return output
+
+
+def spawn(*command: str | os.PathLike[str], user: int | None = None) -> subprocess.Popen[str]:
+    """Start a command with no input, both of its streams in one pipe; see finish and end."""
+    return subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        **identity(user),
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """Wait for a spawned process to end in success; return what it printed."""
+    output, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == 0, output
+    return output
+
+
+@contextmanager
+def daemon(log: Path, ready: str, *command: str | os.PathLike[str]) -> Iterator[None]:
+    """A server that runs from when its log says ``ready``, and is ended by SIGTERM."""
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+    try:
+        wait_for(
+            lambda: process.poll() is not None or ready in log.read_text(errors="replace"),
+            str(command[0]),
+        )
+        assert process.poll() is None, log.read_text(errors="replace")
+        yield
+    finally:
+        end(process, by=signal.SIGTERM)
 
 
 class Identity(TypedDict, total=False):

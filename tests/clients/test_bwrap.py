@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
-from tests.clients.programs import DEADLINE, end, identity, require, require_root, run
+from tests.clients.containers import ANSWER_TWICE, share_with_process
+from tests.clients.programs import end, finish, require, require_root, run, spawn
 from tests.clients.volumes import VolumeDir
 from tests.conftest import MountFactory, wait_for
 
@@ -29,14 +29,7 @@ def start(busybox: Path, mount: MountFactory) -> Iterator[Start]:
         command = ["bwrap", "--die-with-parent", "--unshare-all", "--tmpfs", "/"]
         command += ["--ro-bind", str(busybox), "/bin/busybox"]
         command += ["--proc", "/proc", "--dev", "/dev", bind, str(volume.path), "/data"]
-        process = subprocess.Popen(
-            [*command, "/bin/busybox", "sh", "-ec", script],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            **identity(user),
-        )
+        process = spawn(*command, "/bin/busybox", "sh", "-ec", script, user=user)
         running.append(process)
         return process
 
@@ -47,20 +40,13 @@ def start(busybox: Path, mount: MountFactory) -> Iterator[Start]:
 
 
 def test_volume_in_a_sandbox(volume: VolumeDir, start: Start) -> None:
-    sandbox = start(volume, ANSWER_TWICE)
-    converse(volume)
-    volume.assert_busy()
-    say_goodbye(volume)
-    output, _ = sandbox.communicate(timeout=DEADLINE)
-    assert sandbox.returncode == 0, output
-    volume.remove()
+    share_with_process(volume, start(volume, ANSWER_TWICE))
 
 
 def test_read_only_sandbox_cannot_write(volume: VolumeDir, start: Start) -> None:
     (volume.path / "file").write_text("kept")
     sandbox = start(volume, "cat /data/file; ! echo x > /data/file", bind="--ro-bind")
-    output, _ = sandbox.communicate(timeout=DEADLINE)
-    assert sandbox.returncode == 0, output
+    output = finish(sandbox)
     assert output.startswith("kept") and "Read-only file system" in output
     assert (volume.data / "file").read_text() == "kept"
 
@@ -71,8 +57,7 @@ def test_unprivileged_sandbox_in_a_user_namespace(volume: VolumeDir, start: Star
     volume.path.chmod(0o700)
     os.chown(volume.path, 1000, 1000)
     sandbox = start(volume, "id -u; echo mine > /data/file; cat /data/file", user=1000)
-    output, _ = sandbox.communicate(timeout=DEADLINE)
-    assert sandbox.returncode == 0, output
+    output = finish(sandbox)
     assert output == "1000\nmine\n"
     made = (volume.data / "file").stat()
     assert (made.st_uid, made.st_gid) == (1000, 1000)
@@ -91,8 +76,7 @@ def test_unprivileged_user_serves_and_uses_a_tree(mount: MountFactory, start: St
     wait_for(lambda: file.exists() and file.read_text() == "mine\n", "the sandbox's file")
     assert "busy" in run("rmdir", volume.path, user=1000, fails=True)
     run("touch", volume.path / "bye", user=1000)
-    output, _ = sandbox.communicate(timeout=DEADLINE)
-    assert sandbox.returncode == 0, output
+    finish(sandbox)
     assert os.listdir(volume.data) == ["file"]
     run("rmdir", volume.path, user=1000)
     assert not volume.data.exists()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
-from tests.clients.programs import DEADLINE, end, require, require_root, run
+from tests.clients.containers import ANSWER_TWICE, share_with_process
+from tests.clients.programs import daemon, end, require, require_root, run, spawn
 from tests.clients.volumes import VolumeDir
-from tests.conftest import wait_for
 
 CONFIG = """
 version = 2
@@ -44,28 +41,12 @@ def containerd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Containerd]
     require_root()
     base = tmp_path_factory.mktemp("containerd")
     (base / "config.toml").write_text(CONFIG.format(base=base))
-    with (base / "log").open("w") as log:
-        daemon = subprocess.Popen(
-            ["containerd", "--config", base / "config.toml"],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    command = ["containerd", "--config", str(base / "config.toml")]
     try:
-        wait_for(
-            lambda: daemon.poll() is not None or "successfully booted" in _text(base / "log"),
-            "containerd",
-        )
-        assert daemon.poll() is None, _text(base / "log")
-        yield Containerd(base)
+        with daemon(base / "log", "successfully booted", *command):
+            yield Containerd(base)
     finally:
-        end(daemon, by=signal.SIGTERM)
         shutil.rmtree(base)
-
-
-def _text(log: Path) -> str:
-    return log.read_text(errors="replace")
 
 
 def test_container_and_host_share_a_volume(
@@ -73,20 +54,9 @@ def test_container_and_host_share_a_volume(
 ) -> None:
     bind = f"type=bind,src={volume.path},dst=/data,options=rbind:rw"
     command = [*containerd.ctr, "run", "--rm", "--rootfs", "--mount", bind]
-    container = subprocess.Popen(
-        [*command, str(busybox_root), "volfs-test", "/bin/sh", "-ec", ANSWER_TWICE],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    container = spawn(*command, busybox_root, "volfs-test", "/bin/sh", "-ec", ANSWER_TWICE)
     try:
-        converse(volume)
-        volume.assert_busy()
-        say_goodbye(volume)
-        output, _ = container.communicate(timeout=DEADLINE)
-        assert container.returncode == 0, output
-        volume.remove()
+        share_with_process(volume, container)
     finally:
         if container.poll() is None:
             run(*containerd.ctr, "task", "kill", "--signal", "SIGKILL", "volfs-test")

@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
-from tests.clients.programs import end, require, require_root, run
+from tests.clients.containers import Engine, share_with_container
+from tests.clients.programs import daemon, require, require_root, run
 from tests.clients.volumes import VolumeDir
 from tests.conftest import Mounted, wait_for
 
-IMAGE = "busybox:1"
+pytestmark = pytest.mark.xdist_group("docker")
 
 
-@dataclass(frozen=True)
-class Docker:
+class Docker(Engine):
     """A client of the private daemon."""
 
-    base: Path
+    image = "busybox:1"
 
     def __call__(self, *words: str | os.PathLike[str], fails: bool = False) -> str:
-        """Run a docker command and return what it printed."""
         environment = {"DOCKER_CONFIG": str(self.base / "client")}
         address = f"unix://{self.base}/docker.sock"
         return run("docker", "--host", address, *words, env=environment, fails=fails)
 
-    def start(self, volume: VolumeDir, script: str, *options: str) -> str:
-        """Start a container that has the volume at /data; return its id."""
-        return self(
-            *("run", "--detach", "--network=none", *options),
-            *("--volume", f"{volume.path}:/data", IMAGE, "sh", "-ec", script),
-        ).strip()
-
     def remove_all(self) -> None:
-        """End and remove what containers there are."""
         if containers := self("ps", "--all", "--quiet").split():
             self("rm", "--force", *containers)
 
@@ -52,31 +39,19 @@ def dockerd(tmp_path_factory: pytest.TempPathFactory, busybox_image: Path) -> It
     require_root()
     base = tmp_path_factory.mktemp("docker")
     docker = Docker(base)
-    with (base / "log").open("w") as log:
-        daemon = subprocess.Popen(
-            [
-                *("dockerd", "--host", f"unix://{base}/docker.sock"),
-                *("--data-root", base / "data", "--exec-root", base / "exec"),
-                *("--pidfile", base / "pid", "--storage-driver=vfs", "--bridge=none"),
-                *("--iptables=false", "--ip6tables=false", "--ip-forward=false"),
-                *("--ip-masq=false", "--exec-opt", "native.cgroupdriver=cgroupfs"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    command: list[str | os.PathLike[str]] = [
+        *("dockerd", "--host", f"unix://{base}/docker.sock"),
+        *("--data-root", base / "data", "--exec-root", base / "exec"),
+        *("--pidfile", base / "pid", "--storage-driver=vfs", "--bridge=none"),
+        *("--iptables=false", "--ip6tables=false", "--ip-forward=false"),
+        *("--ip-masq=false", "--exec-opt", "native.cgroupdriver=cgroupfs"),
+    ]
     try:
-        wait_for(
-            lambda: daemon.poll() is not None or "API listen on" in (base / "log").read_text(),
-            "dockerd",
-        )
-        assert daemon.poll() is None, (base / "log").read_text()
-        docker("import", busybox_image, IMAGE)
-        yield docker
-    finally:
         # On SIGTERM dockerd ends the containerd it started as well.
-        end(daemon, by=signal.SIGTERM)
+        with daemon(base / "log", "API listen on", *command):
+            docker("import", busybox_image, docker.image)
+            yield docker
+    finally:
         shutil.rmtree(base)
 
 
@@ -88,20 +63,22 @@ def docker(dockerd: Docker, tree: Mounted) -> Iterator[Docker]:
 
 
 def test_container_and_host_share_a_volume(volume: VolumeDir, docker: Docker) -> None:
-    container = docker.start(volume, ANSWER_TWICE)
-    converse(volume)
-    volume.assert_busy()
-    volume.assert_held_by(container)
-    say_goodbye(volume)
-    assert docker("wait", container).strip() == "0"
-    volume.assert_held_by()
-    volume.remove()
+    share_with_container(volume, docker)
 
 
 def test_run_makes_a_missing_volume(tree: Mounted, docker: Docker) -> None:
     """dockerd makes the missing source of -v, and a directory in the tree is a volume."""
     new = VolumeDir.at(tree, "new")
-    docker("run", "--rm", "--network=none", "-v", f"{new.path}:/data", IMAGE, "touch", "/data/file")
+    docker(
+        "run",
+        "--rm",
+        "--network=none",
+        "-v",
+        f"{new.path}:/data",
+        docker.image,
+        "touch",
+        "/data/file",
+    )
     assert (new.data / "file").exists()
     assert os.listdir(tree.mnt) == ["new"]
     new.remove()
@@ -111,7 +88,8 @@ def test_name_that_cannot_be_a_volume(tree: Mounted, docker: Docker) -> None:
     """The refusal reaches the user, and no container runs on some other directory."""
     source = tree.mnt / ".hidden"
     printed = docker(
-        *("run", "--rm", "--network=none", "-v", f"{source}:/data", IMAGE, "true"), fails=True
+        *("run", "--rm", "--network=none", "-v", f"{source}:/data", docker.image, "true"),
+        fails=True,
     )
     assert "invalid argument" in printed
     assert os.listdir(tree.mnt) == []
@@ -150,7 +128,7 @@ def test_copy_into_and_out_of_a_container(
 
 def test_files_belong_to_the_user_of_the_container(volume: VolumeDir, docker: Docker) -> None:
     arguments = ["run", "--rm", "--network=none", "--user", "1000:1000"]
-    arguments += ["-v", f"{volume.path}:/data", IMAGE, "sh", "-ec"]
+    arguments += ["-v", f"{volume.path}:/data", docker.image, "sh", "-ec"]
     script = "umask 027; echo mine > /data/file; mkdir /data/directory; stat -c %u:%g:%a /data/*"
     assert "Permission denied" in docker(*arguments, script, fails=True)
     os.chown(volume.path, 1000, 1000)
@@ -164,7 +142,7 @@ def test_volume_below_a_volume(volume: VolumeDir, docker: Docker) -> None:
     """A directory inside a volume can be bound as well, and holds the whole volume."""
     (volume.path / "below").mkdir()
     container = docker(
-        *("run", "--detach", "--network=none", "-v", f"{volume.path}/below:/data", IMAGE),
+        *("run", "--detach", "--network=none", "-v", f"{volume.path}/below:/data", docker.image),
         *("sh", "-ec", "touch /data/file; sleep 1000"),
     ).strip()
     wait_for((volume.data / "below" / "file").exists, "the container's file")

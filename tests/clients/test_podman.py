@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
+from tests.clients.containers import Engine, say_goodbye, share_with_container
 from tests.clients.programs import require, require_root, run
 from tests.clients.volumes import VolumeDir
-from tests.conftest import Mounted, wait_for
+from tests.conftest import Mounted, open_workspace, wait_for
 
-IMAGE = "localhost/busybox:1"
+pytestmark = pytest.mark.xdist_group("podman")
 
 CONFIG = """
 [containers]
@@ -31,45 +29,30 @@ lock_type = "file"
 """
 
 
-@dataclass(frozen=True)
-class Podman:
-    """A podman with private storage, which holds one image."""
+class Podman(Engine):
+    """A podman with private storage."""
 
-    base: Path
+    image = "localhost/busybox:1"
 
     def __call__(self, *words: str | os.PathLike[str], fails: bool = False) -> str:
-        """Run a podman command and return what it printed."""
         options = ["--root", str(self.base / "root"), "--runroot", str(self.base / "run")]
         options += ["--tmpdir", str(self.base / "tmp"), "--storage-driver", "vfs"]
         environment = {"CONTAINERS_CONF": str(self.base / "containers.conf")}
         return run("podman", *options, *words, env=environment, fails=fails)
 
-    def start(self, volume: VolumeDir, script: str, *options: str) -> str:
-        """Start a container that has the volume at /data; return its id."""
-        return self(
-            *("run", "--detach", "--network=none", *options),
-            *("--volume", f"{volume.path}:/data", IMAGE, "sh", "-ec", script),
-        ).strip()
-
     def remove_all(self) -> None:
-        """End and remove what containers there are."""
         self("rm", "--all", "--force", "--time", "0")
 
 
 @pytest.fixture(scope="session")
-def podman_storage(
-    tmp_path_factory: pytest.TempPathFactory, busybox_image: Path
-) -> Iterator[Podman]:
+def podman_storage(busybox_image: Path) -> Iterator[Podman]:
     require("podman", "runc", "conmon")
     require_root()
-    base = tmp_path_factory.mktemp("podman")
-    (base / "containers.conf").write_text(CONFIG)
-    podman = Podman(base)
-    try:
-        podman("import", busybox_image, IMAGE)
+    with open_workspace() as base:  # podman wants a short path for its sockets
+        (base / "containers.conf").write_text(CONFIG)
+        podman = Podman(base)
+        podman("import", busybox_image, podman.image)
         yield podman
-    finally:
-        shutil.rmtree(base)
 
 
 @pytest.fixture
@@ -80,14 +63,7 @@ def podman(podman_storage: Podman, tree: Mounted) -> Iterator[Podman]:
 
 
 def test_container_and_host_share_a_volume(volume: VolumeDir, podman: Podman) -> None:
-    container = podman.start(volume, ANSWER_TWICE)
-    converse(volume)
-    volume.assert_busy()
-    volume.assert_held_by(container)
-    say_goodbye(volume)
-    assert podman("wait", container).strip() == "0"
-    volume.assert_held_by()
-    volume.remove()
+    share_with_container(volume, podman)
 
 
 def test_two_containers_at_once(volume: VolumeDir, podman: Podman) -> None:
@@ -126,7 +102,7 @@ def test_volume_is_busy_until_the_last_container_ends(volume: VolumeDir, podman:
 def test_files_belong_to_the_user_of_the_container(volume: VolumeDir, podman: Podman) -> None:
     script = "id -u > /data/id; mkdir /data/directory; ln -s id /data/link; stat -c %u:%g /data/id"
     arguments = ["run", "--rm", "--network=none", "--user", "1000:1000"]
-    arguments += ["--volume", f"{volume.path}:/data", IMAGE, "sh", "-ec", script]
+    arguments += ["--volume", f"{volume.path}:/data", podman.image, "sh", "-ec", script]
     assert "Permission denied" in podman(*arguments, fails=True)
     os.chown(volume.path, 1000, 1000)
     assert podman(*arguments).strip() == "1000:1000"
@@ -138,7 +114,7 @@ def test_files_belong_to_the_user_of_the_container(volume: VolumeDir, podman: Po
 def test_user_namespace_shifts_owners(volume: VolumeDir, podman: Podman) -> None:
     """Root of a container with its own user namespace is an ordinary user to the volume."""
     arguments = ["run", "--rm", "--network=none", "--uidmap", "0:100000:1000"]
-    arguments += ["--gidmap", "0:100000:1000", "--volume", f"{volume.path}:/data", IMAGE]
+    arguments += ["--gidmap", "0:100000:1000", "--volume", f"{volume.path}:/data", podman.image]
     script = ["sh", "-ec", "id -u; touch /data/file; stat -c %u:%g /data/file"]
     assert "Permission denied" in podman(*arguments, *script, fails=True)
     os.chown(volume.path, 100000, 100000)
@@ -174,7 +150,7 @@ def test_container_that_manages_volumes(tree: Mounted, podman: Podman) -> None:
     """
     container = podman(
         *("run", "--detach", "--network=none", "--volume", f"{tree.mnt}:/volumes"),
-        *(IMAGE, "sh", "-uc", script),
+        *(podman.image, "sh", "-uc", script),
     ).strip()
     kept = VolumeDir.at(tree, "kept")
     wait_for((kept.data / "ready").exists, "the container's volume")

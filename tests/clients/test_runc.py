@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.clients.containers import ANSWER_TWICE, converse, say_goodbye
-from tests.clients.programs import DEADLINE, end, require, require_root, run
+from tests.clients.containers import ANSWER_TWICE, share_with_process
+from tests.clients.programs import end, finish, require, require_root, run, spawn
 from tests.clients.volumes import VolumeDir
 from tests.conftest import Mounted
 
@@ -44,13 +44,7 @@ def start(busybox_root: Path, tmp_path: Path, tree: Mounted) -> Iterator[Start]:
             }
         )
         (bundle / "config.json").write_text(json.dumps(config))
-        running[container] = subprocess.Popen(
-            ["runc", "--root", state, "run", "--bundle", bundle, container],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        running[container] = spawn("runc", "--root", state, "run", "--bundle", bundle, container)
         return running[container]
 
     # Asking for the tree has the containers ended before it is.
@@ -62,13 +56,7 @@ def start(busybox_root: Path, tmp_path: Path, tree: Mounted) -> Iterator[Start]:
 
 
 def test_volume_in_a_container(volume: VolumeDir, start: Start) -> None:
-    container = start(volume, ANSWER_TWICE)
-    converse(volume)
-    volume.assert_busy()
-    say_goodbye(volume)
-    output, _ = container.communicate(timeout=DEADLINE)
-    assert container.returncode == 0, output
-    volume.remove()
+    share_with_process(volume, start(volume, ANSWER_TWICE))
 
 
 def test_container_sees_the_volume_as_it_is(volume: VolumeDir, start: Start) -> None:
@@ -78,7 +66,5 @@ def test_container_sees_the_volume_as_it_is(volume: VolumeDir, start: Start) -> 
     (volume.path / "hard").hardlink_to(volume.path / "file")
     (volume.path / "soft").symlink_to("file")
     script = "cd /data && stat -c '%n %F %s %a %u:%g %h %i %Y' . * && readlink soft"
-    container = start(volume, script)
-    output, _ = container.communicate(timeout=DEADLINE)
-    assert container.returncode == 0, output
+    output = finish(start(volume, script))
     assert output == run("sh", "-ec", script.replace("/data", str(volume.data)))
