@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import pytest
 
 from tests import levels
-from tests.children import run_as
+from tests.children import CLONE_NEWNS, MS_REC_PRIVATE, run_as
 from tests.unprivileged import shared
 from volfs import syscalls
 
@@ -40,6 +40,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     levels.choose(config.getoption("--level"))
+    if hasattr(config, "workerinput") and os.geteuid() == 0:
+        # Of several workers, none gets copies of another's mounts into the namespaces that its
+        # tests make: those would keep them in use.
+        syscalls.unshare(CLONE_NEWNS)
+        syscalls.mount(b"", b"/", b"", MS_REC_PRIVATE, b"")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

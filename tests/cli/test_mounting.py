@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import levels
 from tests.children import NOBODY
 from tests.cli.running import PROGRAM, ROOT, Result, program
 from tests.conftest import Mounted, is_mounted, wait_for
@@ -36,7 +37,8 @@ class Background:
     log: Path
 
     def mount(self, *words: str) -> Result:
-        return program("mount", self.scope, self.mnt, "--log-file", self.log, *words)
+        options = levels.mount_options()
+        return program("mount", self.scope, self.mnt, "--log-file", self.log, *options, *words)
 
     def daemon(self) -> int:
         """The daemon's process id; fails when there is none."""
@@ -107,7 +109,7 @@ class TestBackground:
 
     def test_relative_places(self, place: Background) -> None:
         done = subprocess.run(
-            [*PROGRAM, "mount", "--log-file", "log", "scope", "mnt"],
+            [*PROGRAM, "mount", "--log-file", "log", "scope", "mnt", *levels.mount_options()],
             cwd=place.mnt.parent,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             check=False,
@@ -119,7 +121,7 @@ class TestBackground:
         wait_for(lambda: not daemons_of("mnt", place.mnt.parent), "the daemon's end")
 
     def test_scope_by_environment_or_option(self, place: Background) -> None:
-        log = ["--log-file", str(place.log)]
+        log = ["--log-file", str(place.log), *levels.mount_options()]
         result = program("mount", place.mnt, *log, environment={"VOLFS_SCOPE": str(place.scope)})
         assert result.code == 0
         assert tree_mounts(str(place.scope)) == [str(place.mnt)]
@@ -315,7 +317,7 @@ class TestUmount:
 @contextmanager
 def foreground(place: Background, notify: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        [*PROGRAM, "mount", "-f", place.scope, place.mnt],
+        [*PROGRAM, "mount", "-f", place.scope, place.mnt, *levels.mount_options()],
         env={**os.environ, "NOTIFY_SOCKET": notify},
         stderr=subprocess.PIPE,
         text=True,
@@ -371,7 +373,7 @@ def test_another_user_in_the_background(place: Background) -> None:
     user = [sys.executable, "-m", "tests.unprivileged", str(NOBODY), str(place.mnt.parent)]
     with shared(place.mnt.parent):
         words = ("mount", place.scope, place.mnt, "--log-file", place.log)
-        result = program(*words, command=user)
+        result = program(*words, *levels.mount_options(), command=user)
         assert (result.code, result.err) == (0, "")
         script = f"mkdir '{place.mnt}/vol' && echo x >'{place.mnt}/vol/file'"
         subprocess.run(

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import levels
 from tests.cli.running import PROGRAM, ROOT, elsewhere, process, volfs
 
 UNIT = files("volfs").joinpath("volfs@.service").read_text()
@@ -87,8 +88,9 @@ def test_the_capabilities_left_are_enough(workspace: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(workspace / "notify"))
         manager.settimeout(20)
+        words = ["mount", "-f", "-o", "dev,suid", str(scope), str(mnt)]
         daemon = subprocess.Popen(
-            [*limits, *PROGRAM, "mount", "-f", "-o", "dev,suid", scope, mnt],
+            [*limits, *PROGRAM, *words, *levels.mount_options()],
             env={**os.environ, "NOTIFY_SOCKET": str(workspace / "notify")},
             stderr=subprocess.PIPE,
             text=True,

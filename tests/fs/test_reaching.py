@@ -230,7 +230,7 @@ async def test_forgotten_parent_does_not_keep_a_descriptor(fs: Filesystem) -> No
     assert fs.root.statistics()["descriptors"] == 0
 
 
-# -- recycled inode numbers
+# -- recycled inode numbers: files that others make at the same time would take them
 
 
 def recur(make: Callable[[int], Path], wanted: int) -> Path:
@@ -252,6 +252,7 @@ async def deleted(fs: Filesystem, top: InodeT, data: Path) -> int:
     return old
 
 
+@pytest.mark.alone
 @by_either_way
 async def test_number_recycled_under_the_same_name_is_not_the_old_file(
     fs: Filesystem, handles: bool
@@ -277,6 +278,7 @@ async def test_number_recycled_under_the_same_name_is_not_the_old_file(
     assert await fs.content(old) == b"new"
 
 
+@pytest.mark.alone
 async def test_number_recycled_by_listing_is_not_the_old_file(fs: Filesystem) -> None:
     """A listing sees names only: it must not make the old node the new file unnoticed."""
     top, data = fs.volume()
@@ -312,6 +314,7 @@ MAKERS: dict[str, Maker] = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("seen", ["used", "listed"])
 @pytest.mark.parametrize("how", MAKERS)
 async def test_number_recycled_through_the_mount_has_another_generation(

@@ -191,6 +191,7 @@ class TestMounts:
             scan = Scan(scope)
             assert [len(scan.mount_holders(volume)) for volume in volumes] == [0, 1, 1]
 
+    @pytest.mark.alone
     def test_takes_no_time(self, volume: PlainVolume, scope: str) -> None:
         processes = [
             subprocess.Popen(["unshare", "--mount", "cat"], stdin=subprocess.PIPE)
