@@ -377,3 +377,19 @@ def test_the_change_of_a_mapping_is_seen_in_the_time(mount: MountFactory, cache:
         wait_for(lambda: path.stat().st_mtime_ns > 10**18, "the new time", 3.0)
         assert path.stat().st_mtime_ns == (pair.data / "f").stat().st_mtime_ns
     assert run_as(lambda: path.stat().st_mtime_ns > 10**18, 0)
+
+
+# -- who uses a volume
+
+
+def test_a_volume_is_in_use_while_one_of_its_files_is_mapped(pair: Pair) -> None:
+    """Closed long since: the mapping is all that is left."""
+    (pair.mounted / "f").write_bytes(content(5000))
+    with (pair.mounted / "f").open("r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 0)
+    assert outcome(pair.mounted.rmdir) == "EBUSY"
+    mapped[0:6] = b"mapped"
+    assert (pair.mounted / "f").read_bytes()[:6] == b"mapped"
+    mapped.close()
+    pair.mounted.rmdir()
+    assert not pair.data.exists()
