@@ -43,16 +43,19 @@ class Device:
     ``anchor``: a descriptor on it for open_by_handle_at, -1 where handles do not work;
     ``mount_id``: the mount that the anchor is on, and so what is opened with it.
     ``nowait``: preadv2's RWF_NOWAIT works on it.
+    ``passthrough``: as far as is known, the kernel can read its files itself.
+    ``base``: what is added to inode numbers in node ids; 0 where these are the numbers.
     """
 
-    __slots__ = ("_base", "anchor", "dev", "mount_id", "nowait", "slow")
+    __slots__ = ("anchor", "base", "dev", "mount_id", "nowait", "passthrough", "slow")
 
     def __init__(self, dev: int, fd: int, *, main: bool) -> None:
         self.dev = dev
         self.slow = syscalls.filesystem_type(fd) in _NETWORK
         self.nowait = True
-        self._base = (
-            None
+        self.passthrough = True
+        self.base = (
+            0
             if main
             else _FOREIGN | (os.major(dev) << 8 ^ os.minor(dev)) % (1 << 15) << _INODE_BITS
         )
@@ -63,10 +66,10 @@ class Device:
 
         A pure function, so that numbers stay over forgetting and remounting.
         """
-        if self._base is None and ino != 0:
+        if not self.base and ino != 0:
             return ino
         # Zero as a node id says that there is no such file.
-        return (self._base or _FOREIGN) + ino % (1 << _INODE_BITS)
+        return (self.base or _FOREIGN) + ino % (1 << _INODE_BITS)
 
     def close(self) -> None:
         if self.anchor >= 0:

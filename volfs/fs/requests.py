@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Generic, TypeVar
@@ -19,6 +20,7 @@ from volfs.fs.caller import Requester
 from volfs.fs.handles import Data, DirectoryHandle, FileHandle, HandleTable, RootHandle
 from volfs.fs.inode import ROOT_ID, Inode
 from volfs.fs.inodes import InodeTable
+from volfs.fs.locks.table import LockTable
 from volfs.fs.root import XATTR_PREFIX, Root
 from volfs.fs.status import Status
 from volfs.fs.threads import WorkerThreads
@@ -36,12 +38,22 @@ _READ_BUFFER = 1 << 20
 
 
 class Later(Generic[T]):
-    """A result that has to be waited for: ``await later()``."""
+    """A result that has to be waited for: ``await later()``.
 
-    __slots__ = ("_wait",)
+    ``interrupt`` is to be called when the caller is interrupted by a signal, and brings the end
+    of the wait nearer.
+    """
 
-    def __init__(self, wait: Callable[[], Awaitable[T]]) -> None:
+    __slots__ = ("_wait", "interrupt")
+
+    def __init__(
+        self,
+        wait: Callable[[], Awaitable[T]],
+        *,
+        interrupt: Callable[[], object] | None = None,
+    ) -> None:
         self._wait = wait
+        self.interrupt = interrupt
 
     def __call__(self) -> Awaitable[T]:
         return self._wait()
@@ -53,7 +65,7 @@ class Later(Generic[T]):
         async def changed() -> U:
             return change(await wait())
 
-        return Later(changed)
+        return Later(changed, interrupt=self.interrupt)
 
 
 class Requests:
@@ -71,8 +83,6 @@ class Requests:
         tree: Tree,
         threads: WorkerThreads,
         scope_fd: int,
-        *,
-        lists_by_inode: bool = False,
     ) -> None:
         self.inodes = inodes
         self.handles = handles
@@ -80,7 +90,10 @@ class Requests:
         self.tree = tree
         self.threads = threads
         self._scope_fd = scope_fd
-        self._lists_by_inode = lists_by_inode
+        self.lists_by_inode = False
+        self.locks = LockTable(
+            tree.open_again, tree.descriptor, lambda call, inode: threads.run(call, inode)
+        )
         self._stalled_until = 0
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
         self._buffer = memoryview(bytearray(_READ_BUFFER))
@@ -91,6 +104,15 @@ class Requests:
     def elsewhere(self, call: Callable[[], T], *inodes: Inode, on: object = None) -> Later[T]:
         """``call`` in a worker thread: see WorkerThreads.run."""
         return Later(lambda: self.threads.run(call, *inodes, on=on))
+
+    def stoppable(self, call: Callable[[Callable[[], bool]], T], *inodes: Inode) -> Later[T]:
+        """``call(stopping)`` in a worker thread; when its caller is interrupted, ``stopping()``
+        gets true, and the result is what was done until then."""
+
+        stop = threading.Event()
+        return Later(
+            lambda: self.threads.run(lambda: call(stop.is_set), *inodes), interrupt=stop.set
+        )
 
     def _run(self, inode: Inode, call: Callable[[], T]) -> T | Later[T]:
         return self.elsewhere(call, inode) if inode.device.slow else call()
@@ -118,7 +140,7 @@ class Requests:
 
     def getattr(self, node_id: int) -> Status | Later[Status]:
         if node_id == ROOT_ID:
-            if self._lists_by_inode:
+            if self.lists_by_inode:
                 return self.elsewhere(self.root.getattr_anew, on="listing")
             return self.root.getattr()
         inode = self.inodes[node_id]
@@ -206,6 +228,13 @@ class Requests:
         self._make_room()
         return self._run(parent, lambda: self.tree.create(parent, name, mode, flags, ctx))
 
+    def tmpfile(
+        self, parent_id: int, mode: int, flags: int, ctx: Requester
+    ) -> tuple[FileHandle, Found] | Later[tuple[FileHandle, Found]]:
+        parent = self._below_root(parent_id)
+        self._make_room()
+        return self._run(parent, lambda: self.tree.tmpfile(parent, mode, flags, ctx))
+
     def _make_room(self) -> None:
         # For the one to come too; a directory being listed has a second descriptor.
         handles = self.handles
@@ -257,12 +286,20 @@ class Requests:
         """Whether the scope's filesystem has nothing to say when a file is closed."""
         return not self.inodes[ROOT_ID].device.slow
 
-    def flush(self, fh: int) -> Later[None] | None:
+    def flush(self, fh: int, owner: int = 0) -> Later[None] | None:
+        """A descriptor of an open file was closed, by the lock ``owner``."""
         handle = self.handles.file(fh)
-        if not handle.inode.device.slow or handle.fd < 0:
+        inode = handle.inode
+        if not inode.device.slow:
+            self.locks.flushed(inode, owner)
             return None
+
         # Closing a duplicate makes a network filesystem report what it could not write.
-        return self.elsewhere(lambda: os.close(os.dup(handle.fd)), handle.inode)
+        def call() -> None:
+            self.locks.flushed(inode, owner)
+            os.close(os.dup(self.tree.descriptor(handle)))
+
+        return self.elsewhere(call, inode)
 
     def fsync(self, fh: int, datasync: bool) -> Later[None]:
         handle = self.handles.file(fh)
@@ -276,7 +313,12 @@ class Requests:
         handle = self.handles.remove_file(fh)
         if handle is None:
             return None
-        return self._run(handle.inode, lambda: self.tree.release(handle))
+
+        def call() -> None:
+            self.tree.release(handle)
+            self.locks.released(handle)
+
+        return self._run(handle.inode, call)
 
     # -- open directories
 
@@ -302,6 +344,21 @@ class Requests:
         if isinstance(handle, RootHandle):
             return None  # its entries are durable when answered
         return self._sync(handle.fd, datasync, handle.inode)
+
+    def fsync_directory(self, node_id: int, datasync: bool) -> Later[None] | None:
+        """As ``fsyncdir``, of a directory that was not opened here."""
+        if node_id == ROOT_ID:
+            return None
+        inode = self.inodes[node_id]
+
+        def call() -> None:
+            fd = self.tree.open_directory(inode)
+            try:
+                (os.fdatasync if datasync else os.fsync)(fd)
+            finally:
+                os.close(fd)
+
+        return self.elsewhere(call, inode)
 
     # -- the filesystem
 
@@ -349,6 +406,11 @@ class Requests:
         if name.startswith(XATTR_PREFIX) or node_id == ROOT_ID:
             return self.elsewhere(lambda: self.root.setxattr(inode, name, None), inode)
         return self._run(inode, lambda: self.tree.removexattr(inode, name))
+
+
+def interrupted() -> OSError:
+    """What a request fails with whose caller was interrupted by a signal."""
+    return _error(errno.EINTR)
 
 
 def _error(code: int) -> OSError:

@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from volfs import syscalls
@@ -65,6 +65,7 @@ class Root:
         self._changed_ns = time.time_ns()
         self._local: set[bytes] = set()
         self._owner = options.root_owner or (os.geteuid(), os.getegid())
+        self.more_statistics: Callable[[], dict[str, object]] = dict
         store.add_holder_source(self._open_holders)
 
     # -- the directory itself
@@ -275,9 +276,11 @@ class Root:
             raise _no_attribute()  # below its top directory a volume has no such attributes
         return self._store.get(inode.name.decode())
 
-    def statistics(self) -> dict[str, int]:
-        """Counters for finding leaks: what is known and what is open."""
+    def statistics(self) -> dict[str, object]:
+        """Counters for finding leaks (what is known and what is open), and what
+        ``more_statistics`` adds."""
         return {
+            **self.more_statistics(),
             "inodes": len(self._inodes),
             "lookups": self._inodes.lookups,
             "descriptors": self._inodes.descriptors,

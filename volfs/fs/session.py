@@ -24,6 +24,8 @@ from volfs.fs.entries import Entries
 from volfs.fs.handles import HandleTable
 from volfs.fs.inodes import InodeTable
 from volfs.fs.kernel.drain import Drain
+from volfs.fs.kernel.level import Kernel
+from volfs.fs.kernel.passthrough import Passthrough
 from volfs.fs.operations import VolumeFS
 from volfs.fs.options import MountOptions
 from volfs.fs.requests import Requests
@@ -131,11 +133,14 @@ async def serve(
     inodes = InodeTable(limit, reserved=len(os.listdir("/proc/self/fd")))
     handles = HandleTable()
     inodes.make_root(scope_fd)
-    tree = Tree(inodes, handles, caller, options.cache)
+    passthrough = Passthrough(inodes)
+    tree = Tree(inodes, handles, caller, options.cache, passthrough)
     root = Root(store, inodes, handles, tree, options)
     threads = WorkerThreads(caller)
     requests = Requests(inodes, handles, root, tree, threads, scope_fd)
     operations = VolumeFS(requests, Entries(inodes, root, tree, options.cache))
+    kernel = Kernel(requests, passthrough, caller, options, scope_fd)
+    root.more_statistics = kernel.statistics
     target = await trio.to_thread.run_sync(os.path.realpath, mountpoint)
     own_mount = os.geteuid() == 0
     stopping = threading.Event()
@@ -143,24 +148,28 @@ async def serve(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         try:
             _mount(operations, scope, target, options)
-            drain = _drain(threads)
             try:
                 async with trio.open_nursery() as nursery:
+                    tapped = kernel.mounted(nursery)
+                    drain = None if tapped else _drain(threads)
                     nursery.start_soon(_unmount_upon, signals, target, drain)
                     nursery.start_soon(_housekeep, store, requests, options, stopping)
                     nursery.start_soon(_sweep, inodes)
-                    nursery.start_soon(_announce, target, ready)
+                    nursery.start_soon(_announce, target, kernel, ready)
                     try:
-                        await pyfuse3.main(max_tasks=_TASKS)
+                        # In the tap requests wait in tasks of their own, pyfuse3 only reads.
+                        await pyfuse3.main(max_tasks=1 if tapped else _TASKS)
                     finally:
                         stopping.set()
                         nursery.cancel_scope.cancel()
             finally:
                 if own_mount:
                     _detach(target, scope)
+                kernel.close()
                 pyfuse3.close(unmount=not own_mount)
                 log.info("unmounted: %s", root.statistics())
         finally:
+            requests.locks.close()
             handles.close()
             inodes.close()
             tree.close()
@@ -296,9 +305,10 @@ def _detach(target: str, scope: str) -> None:
 # -- beside the requests
 
 
-async def _announce(target: str, ready: Callable[[], None]) -> None:
+async def _announce(target: str, kernel: Kernel, ready: Callable[[], None]) -> None:
     await trio.to_thread.run_sync(os.stat, target)
-    log.info("serving at %s", target)
+    why = f" ({kernel.why})" if kernel.why else ""
+    log.info("serving at %s, level %s%s", target, kernel.level.value, why)
     ready()
 
 

@@ -21,6 +21,7 @@ from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
 from volfs.fs.listing import Listings
 from volfs.fs.status import Status, fstat, fstatat, open_path
+from volfs.fs.unnamed import make_unnamed
 
 Found = tuple[Inode, Status]
 """A file that was looked up, and how it is."""
@@ -286,6 +287,15 @@ class Tree:
             # open it. ESTALE makes it look the name up and go through its checks.
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
         return self._created_open(fd, parent, name, flags, ctx.pid)
+
+    def tmpfile(
+        self, parent: Inode, mode: int, flags: int, ctx: Requester
+    ) -> tuple[FileHandle, Found]:
+        """A file without a name, open."""
+        directory = self._inodes.reach(parent)
+        with self._caller.acting(ctx.uid, ctx.gid, ctx.umask), _setgid_as_asked(mode):
+            fd = make_unnamed(directory, flags, mode)
+        return self._created_open(fd, parent, b"", flags, ctx.pid)
 
     def _created_open(
         self, fd: int, parent: Inode, name: bytes, flags: int, pid: int

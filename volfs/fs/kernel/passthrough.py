@@ -1,0 +1,83 @@
+"""Passthrough: the kernel reads, writes and maps open files on their backing files itself.
+
+The rules of fs/fuse/iomode.c and passthrough.c, which answers EIO when they are broken: all opens
+of an inode at a time use one backing id, and none of them goes through the page cache of FUSE. So
+an inode that is first opened with an id has all its opens passed through until the last is
+closed, and one that is opened without has none.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import struct
+
+from volfs import syscalls
+from volfs.fs.inode import Inode
+from volfs.fs.inodes import InodeTable
+
+log = logging.getLogger(__name__)
+
+# _IOW(229, 1, struct fuse_backing_map) and _IOW(229, 2, uint32_t) of linux/fuse.h
+_BACKING_OPEN = 0x4010E501
+_BACKING_CLOSE = 0x4004E502
+_BACKING_MAP = struct.Struct("=iI8x")
+_BACKING_ID = struct.Struct("=I")
+
+_NOBODY = 65534
+"""The kernel reads and writes backing files with the identity that the daemon has when it opens
+the id. Root's could use the blocks that the filesystem reserves for root."""
+
+_FOR_GOOD = frozenset((errno.EPERM, errno.ELOOP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL))
+"""What BACKING_OPEN answers where it will never do: not allowed, a filesystem stacked too deep,
+one that cannot be read that way, another kernel."""
+
+
+class Passthrough:
+    """Backing ids of open files, on the descriptor of the FUSE device.
+
+    Does nothing until ``device`` is set, once the kernel has agreed.
+    """
+
+    def __init__(self, inodes: InodeTable) -> None:
+        self._inodes = inodes
+        self.device = -1
+        self.count = 0
+
+    def acquire(self, inode: Inode, fd: int = -1) -> int:
+        """The backing id of a file that is being opened; 0 if the daemon has to serve it.
+
+        ``fd`` is a descriptor of it, if there is one already.
+        """
+        if inode.backing:
+            return inode.backing
+        device = inode.device
+        if self.device < 0 or inode.opens or device.slow or not device.passthrough:
+            # (On a network filesystem the identity above would be the one that its server sees.)
+            return 0
+        request = bytearray(_BACKING_MAP.pack(fd if fd >= 0 else self._inodes.reach(inode), 0))
+        syscalls.setfsuid(_NOBODY)
+        try:
+            inode.backing = fcntl.ioctl(self.device, _BACKING_OPEN, request)
+        except OSError as error:
+            if error.errno in _FOR_GOOD:
+                device.passthrough = False
+            log.info("no passthrough on device %#x: %s", device.dev, error.strerror)
+            return 0
+        finally:
+            syscalls.setfsuid(0)
+        self.count += 1
+        return inode.backing
+
+    def release(self, inode: Inode) -> None:
+        """Give the backing id of a file back that nothing has open any more."""
+        if not inode.backing:
+            return
+        number, inode.backing = inode.backing, 0
+        self.count -= 1
+        if self.device >= 0:
+            try:
+                fcntl.ioctl(self.device, _BACKING_CLOSE, bytearray(_BACKING_ID.pack(number)))
+            except OSError as error:
+                log.error("backing id %d cannot be given back: %s", number, error.strerror)
