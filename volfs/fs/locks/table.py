@@ -1,0 +1,309 @@
+"""LockTable: all locks set through the tree."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from volfs.fs.devices import Device
+from volfs.fs.handles import FileHandle
+from volfs.fs.inode import Inode
+from volfs.fs.locks.held import Held, Lock, LockedFile, Owner, Request, conflicting
+from volfs.fs.locks.processes import ProcessEnds, locks_by_description
+from volfs.fs.locks.waiting import LockQueues, Tried
+
+_FLOCKS = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX}
+_NOT_FOR_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)
+
+
+class LockTable:
+    """All locks set through the tree, and who waits for one.
+
+    ``open_again(inode, flags)`` opens the backing file once more, with an access mode and with
+    O_APPEND for those that allow no other writing; ``descriptor(handle)`` is that of an open
+    file; ``run(call, inode)`` runs a call in a worker thread.
+
+    ``try_get``, ``try_set``, ``flushed`` and ``released`` do not wait on local filesystems, and
+    are to be called on the event loop; on slow ones (Device.slow) in a worker thread.
+    """
+
+    def __init__(
+        self,
+        open_again: Callable[[Inode, int], int],
+        descriptor: Callable[[FileHandle], int],
+        run: Callable[[Callable[[], Any], Inode], Awaitable[Any]],
+    ) -> None:
+        self._open_again = open_again
+        self._descriptor = descriptor
+        self._run = run
+        self._files: dict[Inode, LockedFile] = {}
+        self._queues = LockQueues(self._try, run)
+        self._ends: ProcessEnds[tuple[Inode, int]] = ProcessEnds(lambda tied: self.flushed(*tied))
+        self._exclusions: dict[Device, threading.Lock] = {}
+
+    async def serve(self) -> None:
+        """Drop the locks of processes that end, until cancelled."""
+        await self._ends.serve()
+
+    def close(self) -> None:
+        """Drop all record locks. (Closing the open files drops their flocks.)"""
+        for file in self._files.values():
+            for owner in file.owners.values():
+                owner.close()
+        self._files.clear()
+        self._ends.close()
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a lock."""
+        return len(self._queues)
+
+    def wants_flush(self, inode: Inode) -> bool:
+        """Whether a file now being opened needs FLUSH upon each close; the open is else to be
+        answered with FOPEN_NOFLUSH."""
+        return inode.locked or inode.device.slow
+
+    # -- asking and setting
+
+    def try_get(self, handle: FileHandle, owner: int, lock: Lock) -> Lock:
+        """A lock that keeps ``owner`` from setting this record lock; F_UNLCK if none does.
+
+        Asked with F_UNLCK, one of the owner's own in that range, as F_OFD_GETLK has it.
+        """
+        inode = handle.inode
+        with self._exclusion(inode.device):
+            file = self._files.get(inode)
+            if file is not None and lock.kind != fcntl.F_UNLCK:
+                for _, other in file.against(owner, lock):
+                    return other
+            own = file.owners.get(owner) if file is not None else None
+            # Without own locks any description will do: there are no record locks on handles'.
+            fd = own.fd if own is not None and own.fd >= 0 else self._descriptor(handle)
+            return conflicting(fd, lock)
+
+    async def get(self, handle: FileHandle, owner: int, lock: Lock) -> Lock:
+        """``try_get``, on the thread it needs."""
+        answer: Lock = await self._on_its_thread(
+            lambda: self.try_get(handle, owner, lock), handle.inode
+        )
+        return answer
+
+    def try_set(
+        self, handle: FileHandle, owner: int, lock: Lock, *, thread: int = 0, flock: bool = False
+    ) -> bool:
+        """Set or, with F_UNLCK, drop a lock; False if it is held by another.
+
+        ``thread`` is the caller's, as the head of the request has it. With ``flock`` only the
+        lock's kind counts. Raises OSError: ENOLCK where no descriptor can be had for it, and
+        what the backing filesystem says.
+        """
+        return self._try(Request(handle, owner, lock, thread, flock)) is Tried.SET
+
+    async def set(
+        self,
+        handle: FileHandle,
+        owner: int,
+        lock: Lock,
+        *,
+        thread: int = 0,
+        flock: bool = False,
+        wait: bool = False,
+    ) -> None:
+        """``try_set``, on the thread it needs, and waiting for the lock if asked to.
+
+        Raises OSError: EAGAIN if the lock is held by another and was not to be waited for;
+        EDEADLK if somebody it would wait for waits for its owner (in the tree; as in the kernel
+        neither F_OFD locks nor flock are looked at). When cancelled, the lock is not set, unless
+        it just was: then this returns.
+        """
+        request = Request(handle, owner, lock, thread, flock)
+        tried: Tried = await self._on_its_thread(lambda: self._try(request), handle.inode)
+        if tried is Tried.SET:
+            return
+        if not wait:
+            raise _error(errno.EAGAIN)
+        if not flock and self._is_deadlock(request) and not locks_by_description(thread):
+            raise _error(errno.EDEADLK)
+        await self._queues.wait(request, tried)
+
+    # -- dropping
+
+    def flushed(self, inode: Inode, owner: int) -> None:
+        """Note that a process has closed a descriptor of the file: FLUSH, with its owner."""
+        with self._exclusion(inode.device):
+            file = self._files.get(inode)
+            known = file.owners.get(owner) if file is not None else None
+            if file is None or known is None:
+                return
+            known.close()
+            self._forget(file, owner)
+            self._tidy(file)
+        self._queues.wake(inode)
+
+    def released(self, handle: FileHandle) -> None:
+        """Note that nobody has an open file any more (RELEASE) and its descriptor is closed."""
+        inode = handle.inode
+        with self._exclusion(inode.device):
+            file = self._files.get(inode)
+            if file is None:
+                return
+            file.flocks.pop(handle, None)
+            file.unflushed.discard(handle)
+            for number, owner in list(file.owners.items()):
+                owner.through.discard(handle)
+                owner.drop(handle)
+                if owner.idle:
+                    self._forget(file, number)
+            self._tidy(file)
+        self._queues.wake(inode)
+
+    # -- one try
+
+    def _try(self, request: Request) -> Tried:
+        inode = request.handle.inode
+        with self._exclusion(inode.device):
+            file = self._files.get(inode)
+            if file is None:
+                if request.lock.kind == fcntl.F_UNLCK:
+                    return Tried.SET
+                file = self._files[inode] = LockedFile(inode)
+            try:
+                attempt = self._try_flock if request.flock else self._try_record
+                tried, freed = attempt(file, request)
+            finally:
+                self._tidy(file)
+        if freed:
+            self._queues.wake(inode)
+        return tried
+
+    def _try_flock(self, file: LockedFile, request: Request) -> tuple[Tried, bool]:
+        """What came of it, and whether others may get more now than before."""
+        handle, kind = request.handle, request.lock.kind
+        had = file.flocks.get(handle)
+        if kind == fcntl.F_UNLCK:
+            if had is not None:
+                fcntl.flock(self._descriptor(handle), fcntl.LOCK_UN)
+                del file.flocks[handle]
+            return Tried.SET, had is not None
+        inside = file.flocked_against(handle, kind)
+        if inside and had is None:
+            return Tried.HELD_INSIDE, False
+        try:
+            fcntl.flock(self._descriptor(handle), _FLOCKS[kind] | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # To convert a lock drops it first, and so for good when it fails (flock(2)).
+            file.flocks.pop(handle, None)
+            return Tried.HELD_INSIDE if inside else Tried.HELD_OUTSIDE, had is not None
+        file.flocks[handle] = kind
+        return Tried.SET, had is not None
+
+    def _try_record(self, file: LockedFile, request: Request) -> tuple[Tried, bool]:
+        number, lock = request.owner, request.lock
+        freed = False
+        owner = file.owners.get(number)
+        if owner is not None and lock.pid not in (0, owner.pid) and self._ends.ended(owner.pid):
+            # Another process was given the same number before we were told.
+            owner.close()
+            self._forget(file, number)
+            owner, freed = None, True
+        if owner is None:
+            owner = Owner(lock.pid)
+        new = Held(lock.start, lock.end, lock.kind, request.handle)
+        if lock.kind == fcntl.F_UNLCK:
+            if owner.held:
+                owner.set(new)
+                freed = True
+                if owner.idle:
+                    self._forget(file, number)
+            return Tried.SET, freed
+        if file.against(number, lock):
+            return Tried.HELD_INSIDE, freed
+        weakened = lock.kind == fcntl.F_RDLCK and bool(owner.held)
+        try:
+            if owner.fd < 0:
+                owner.fd = self._open(file.inode, lock.kind)
+            owner.set(new)
+        except BlockingIOError:
+            return Tried.HELD_OUTSIDE, freed
+        except OSError as error:
+            # EBADF: the file could not be opened for writing when its owner set the first lock.
+            # To open it anew for this one would drop that.
+            if error.errno in (errno.EMFILE, errno.ENFILE, errno.EBADF):
+                raise _error(errno.ENOLCK) from None
+            raise
+        finally:
+            if not owner.held:
+                owner.close()
+        file.owners[number] = owner
+        self._watch(file, owner, request)
+        return Tried.SET, freed or weakened
+
+    def _watch(self, file: LockedFile, owner: Owner, request: Request) -> None:
+        """See to it that the lock just set is dropped when it should."""
+        inode, handle = file.inode, request.handle
+        if not self.wants_flush(inode):
+            # All that is open now was opened before its closing mattered.
+            file.unflushed.update(
+                opened for opened in inode.opens or () if isinstance(opened, FileHandle)
+            )
+            inode.locked = True
+        if handle in file.unflushed and handle not in owner.through:
+            # A description's locks stay for whoever still has it. Where it cannot be told what
+            # they are, too they stay until RELEASE: to drop one too early is worse.
+            if not owner.through and locks_by_description(request.thread) is False:
+                self._ends.tie((inode, request.owner), owner.pid)
+            owner.through.add(handle)
+
+    # -- inside
+
+    def _open(self, inode: Inode, kind: int) -> int:
+        try:
+            return self._open_again(inode, os.O_RDWR | os.O_APPEND)
+        except OSError as error:
+            if error.errno not in _NOT_FOR_WRITING:
+                raise
+        least = os.O_RDONLY if kind == fcntl.F_RDLCK else os.O_WRONLY | os.O_APPEND
+        return self._open_again(inode, least)
+
+    def _forget(self, file: LockedFile, number: int) -> None:
+        owner = file.owners.pop(number, None)
+        if owner is not None:
+            self._ends.untie((file.inode, number), owner.pid)
+
+    def _tidy(self, file: LockedFile) -> None:
+        if file.idle:
+            self._files.pop(file.inode, None)
+
+    def _exclusion(self, device: Device) -> AbstractContextManager[object]:
+        # Only for slow devices there are calls on other threads than the event loop's.
+        if not device.slow:
+            return nullcontext()
+        return self._exclusions.setdefault(device, threading.Lock())
+
+    async def _on_its_thread(self, call: Callable[[], Any], inode: Inode) -> Any:
+        return await self._run(call, inode) if inode.device.slow else call()
+
+    def _is_deadlock(self, request: Request) -> bool:
+        """Whether somebody the request would wait for waits for its owner, at any remove."""
+        seen: set[int] = set()
+        to_see = [request]
+        while to_see:
+            waiting = to_see.pop()
+            file = self._files.get(waiting.handle.inode)
+            found = file.against(waiting.owner, waiting.lock) if file is not None else []
+            for number, _ in found:
+                if number == request.owner:
+                    return True
+                if number not in seen:
+                    seen.add(number)
+                    to_see += [r for r in self._queues if r.owner == number and not r.flock]
+        return False
+
+
+def _error(number: int) -> OSError:
+    return OSError(number, os.strerror(number))
