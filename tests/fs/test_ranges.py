@@ -133,9 +133,10 @@ def test_data_and_holes(opened: Callable[..., int]) -> None:
     os.ftruncate(fd, 2 * MIB)
     assert ranges.seek(fd, 0, os.SEEK_DATA) == MIB
     assert ranges.seek(fd, MIB, os.SEEK_HOLE) == MIB + 4096
-    with pytest.raises(OSError) as caught:
-        ranges.seek(fd, MIB + 4096, os.SEEK_DATA)
-    assert caught.value.errno == errno.ENXIO
+    for offset in (MIB + 4096, 1 << 62, (1 << 64) - 1):
+        with pytest.raises(OSError) as caught:
+            ranges.seek(fd, offset, os.SEEK_DATA)
+        assert caught.value.errno == errno.ENXIO
     with pytest.raises(OSError) as caught:
         ranges.seek(fd, 0, os.SEEK_SET)
     assert caught.value.errno == errno.EINVAL

@@ -19,11 +19,13 @@ QUICK_COPY = 128 << 10
 
 _QUICK_ALLOCATION = 4 << 20
 
-_FIRST_STEP = 8 << 20
+_FARTHEST = (1 << 63) - 1
+
+_FIRST_STEP = 16 << 20
 _LEAST_STEP = 1 << 20
 _GREATEST_STEP = 1 << 30
-_SHORT_NS = 5_000_000
-_LONG_NS = 50_000_000
+_SHORT_NS = 20_000_000
+_LONG_NS = 100_000_000
 
 
 def allocation_is_quick(mode: int, length: int) -> bool:
@@ -54,12 +56,13 @@ def seek(fd: int, offset: int, whence: int) -> int:
 
     Raises OSError(ENXIO) past the end of the file and, for data, in its last hole. Moves the
     descriptor's own position, which nothing else uses. Other values of ``whence`` are EINVAL:
-    the kernel answers them itself.
+    the kernel answers them itself. It passes a negative offset as the unsigned number that it
+    looks like: that is as far past the end.
     """
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     try:
-        return os.lseek(fd, offset, whence)
+        return os.lseek(fd, min(offset, _FARTHEST), whence)
     except OSError as error:
         raise _known(error) from None
 
