@@ -21,8 +21,8 @@ _STYLE = {
     "passthrough_ll": ("#0969da", "D", True),
 }
 """Colour, marker, and whether it is filled."""
-_LEFT = (Group.DATA, Group.DURABLE)
-"""Groups of the left column; the others are in the right one, which also has the second run."""
+_RIGHT = (Group.UNCACHED,)
+"""Groups of the right column: where every call waits for a daemon the scale is another."""
 _LINE, _HEADING = 0.21, 0.75
 """Inches for one workload, and for a group's heading and axis."""
 _Panel = tuple[str, list[dict[str, Any]]]
@@ -37,8 +37,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         raise BenchError("a chart needs matplotlib: pip install matplotlib") from None
 
     panels = _panels(runs)
-    left = [panel for group, panel in panels if group in _LEFT]
-    right = [panel for group, panel in panels if group not in _LEFT]
+    left = [panel for group, panel in panels if group not in _RIGHT]
+    right = [panel for group, panel in panels if group in _RIGHT]
     columns = [column for column in (left, right) if column]
     height = max(sum(_HEADING + _LINE * len(rows) for _, rows in column) for column in columns)
     settings: dict[Any, Any] = {
@@ -54,7 +54,7 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
         parts = figure.subfigures(1, len(columns), squeeze=False)[0]
         for part, column in zip(parts, columns, strict=True):
             ratios = [len(rows) + 1 for _, rows in column]
-            axes = part.subplots(len(column), 1, squeeze=False, height_ratios=ratios)
+            axes = part.subplots(len(column), 1, sharex=True, squeeze=False, height_ratios=ratios)
             for axis, panel in zip(axes[:, 0], column, strict=True):
                 _draw_panel(axis, panel)
         marks = {
@@ -83,7 +83,7 @@ def _panels(runs: list[dict[str, Any]]) -> list[tuple[Group, _Panel]]:
             rows = [row for row in run["workloads"] if row["group"] == group.value]
             if rows:
                 split = len(runs) > 1 and group is Group.UNCACHED
-                title = f"{group.value}, client and daemon on {where}" if split else group.value
+                title = f"{group.value}, {where}" if split else group.value
                 panels.append((group, (title, rows)))
     return panels
 
@@ -104,9 +104,11 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
                 x, y, s=46 if ours else 30, marker=marker, label=name, zorder=4 if ours else 3,
                 facecolors=colour if filled else "none", edgecolors=colour, linewidths=1,
             )  # fmt: skip
+    axes.set_xlim(min(axes.get_xlim()[0], 0.8), max(axes.get_xlim()[1], 12))
     axes.axvline(1, color=_INK, linewidth=1.2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes.xaxis.set_minor_formatter(lambda value, _: "")
+    axes.tick_params(labelbottom=True)
     axes.grid(axis="both", color=_INK, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_yticks(range(len(rows)), [row["title"] for row in rows])

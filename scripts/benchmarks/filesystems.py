@@ -123,6 +123,8 @@ def _mergerfs(site: Site, caching: Caching) -> list[str]:
     options = f"cache.attr={t},cache.entry={t},cache.negative_entry={t},threads=1"
     if caching is Caching.ALWAYS:
         options += ",cache.readdir=true,cache.symlinks=true"
+    if os.geteuid() == 0:
+        options += ",allow_other"
     return ["mergerfs", "-f", "-o", options, str(site.data.parent), str(site.mountpoint)]
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.show:
             result = json.loads(options.show.read_text())
         else:
-            with Console(stderr=True).status("") as status:
-                result = session.run(_plan(options), status.update)
+            with _progress() as progress:
+                result = session.run(_plan(options), progress)
             if options.json:
                 options.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
         report.show(result, console)
@@ -80,6 +82,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bench: interrupted; everything is unmounted and removed", file=sys.stderr)
         return 130
     return 1 if session.failed(result) else 0
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """Where the run tells how far it is: one changing line, or in a log a line a round."""
+    if sys.stderr.isatty():
+        with Console(stderr=True).status("") as status:
+            yield status.update
+        return
+    told: set[str] = set()
+
+    def tell(text: str) -> None:
+        stage = ", ".join(text.split(", ")[:2])
+        if stage not in told:
+            told.add(stage)
+            print(f"{time.strftime('%H:%M:%S')} {stage}", file=sys.stderr, flush=True)
+
+    yield tell
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -25,11 +25,10 @@ listen_addresses = ''
 fsync = on
 # Small, so that reading is the filesystem's work, and from its page cache.
 shared_buffers = 8MB
-# Nothing in the background, and nothing left in /dev/shm.
+# Nothing in the background.
 autovacuum = off
 checkpoint_timeout = 1h
 max_wal_size = 2GB
-dynamic_shared_memory_type = mmap
 """
 _WARM_UP = 100
 """Transactions before those that count."""

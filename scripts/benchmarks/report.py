@@ -95,16 +95,16 @@ def show(report: Json, console: Console) -> None:
     _show_requests(report["runs"], console)
     if report["walk"]:
         _show_walk(report["walk"], console)
-    errors = [
-        (f"{row['title']}, {run['pin']}", fs, figures["error"])
-        for run in report["runs"]
-        for row in run["workloads"]
-        for fs, figures in row["filesystems"].items()
-        if figures["error"]
-    ]
-    errors += [("walk", fs, walk["error"]) for fs, walk in report["walk"].items() if walk["error"]]
-    for title, fs, error in errors:
-        console.print(f"{fs}, {title}: {error}", markup=False, highlight=False)
+    errors: dict[tuple[str, str], str] = {}
+    for run in report["runs"]:
+        for row in run["workloads"]:
+            for fs, figures in row["filesystems"].items():
+                errors.setdefault((fs, row["title"]), figures["error"])
+    errors |= {(fs, "walk"): walk["error"] for fs, walk in report["walk"].items()}
+    for (fs, title), error in errors.items():
+        if error:
+            brief = " ".join(error.split())[:200]
+            console.print(f"{fs}, {title}: {brief}", markup=False, highlight=False)
     for what, reason in report["skipped"].items():
         console.print(f"skipped {what}: {reason}", markup=False, highlight=False)
     for fs, level in report["levels"].items():

@@ -40,7 +40,7 @@ class Sizes:
     files: int = 20_000
     repository: int = 3000
     data: int = 128 * MIB
-    small_io: int = 16 * MIB
+    small_io: int = 8 * MIB
     io_warm_up: float = 0.4
     io_time: float = 0.6
     syncs: int = 200
@@ -49,7 +49,7 @@ class Sizes:
 
 
 QUICK = Sizes(
-    names=300, listing=2000, files=1000, repository=300, data=32 * MIB, small_io=4 * MIB,
+    names=300, listing=2000, files=1000, repository=300, data=32 * MIB, small_io=2 * MIB,
     io_warm_up=0.15, io_time=0.25, syncs=50, database_scale=1, database_time=1,
 )  # fmt: skip
 
