@@ -40,8 +40,17 @@ class Request(NamedTuple):
     thread: int = 0
     flock: bool = False
 
+    def excludes(self, other: Request) -> bool:
+        """Whether not both locks can be had."""
+        mine, theirs = self.lock, other.lock
+        if self.flock != other.flock:
+            return False
+        if self.flock:
+            return self.handle is not other.handle and fcntl.F_WRLCK in (mine.kind, theirs.kind)
+        return self.owner != other.owner and _conflict(mine, theirs)
+
     def includes(self, other: Request) -> bool:
-        """Whether what keeps ``other`` from outside keeps this too."""
+        """Whether what is held outside and keeps ``other`` from its lock keeps this too."""
         mine, theirs = self.lock, other.lock
         return (
             self.flock == other.flock
@@ -58,13 +67,6 @@ class Held(NamedTuple):
     end: int
     kind: int
     handle: FileHandle
-
-    def conflicts(self, lock: Lock) -> bool:
-        return (
-            self.start <= lock.end
-            and self.end >= lock.start
-            and fcntl.F_WRLCK in (self.kind, lock.kind)
-        )
 
 
 class Owner:
@@ -143,7 +145,7 @@ class LockedFile:
         for other, owner in list(self.owners.items()):
             if other != number:
                 for held in owner.held:
-                    if held.conflicts(lock):
+                    if _conflict(held, lock):
                         found.append((other, Lock(held.start, held.end, held.kind, owner.pid)))
                         break
         return found
@@ -167,6 +169,14 @@ def conflicting(fd: int, lock: Lock) -> Lock:
     if kind == fcntl.F_UNLCK:
         return lock._replace(kind=kind, pid=0)
     return Lock(start, start + length - 1 if length else END, kind, max(pid, 0))
+
+
+def _conflict(one: Lock | Held, other: Lock | Held) -> bool:
+    return (
+        one.start <= other.end
+        and one.end >= other.start
+        and fcntl.F_WRLCK in (one.kind, other.kind)
+    )
 
 
 def _length(lock: Lock | Held) -> int:

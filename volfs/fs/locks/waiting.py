@@ -127,19 +127,26 @@ class LockQueues:
                 waiter.woken.set()
 
     def _try_each(self, waiters: list[_Waiter]) -> None:
+        got: list[Request] = []
         outside: list[Request] = []
         for waiter in waiters:
             request = waiter.request
+            # What those before it met decides for most, without a system call.
+            if any(request.excludes(other) for other in got):
+                waiter.tried = Tried.HELD_INSIDE
+                continue
             if any(request.includes(other) for other in outside):
-                waiter.tried = Tried.HELD_OUTSIDE  # from all in the tree alike
+                waiter.tried = Tried.HELD_OUTSIDE
                 continue
             try:
                 waiter.tried = self._attempt(request)
             except OSError as error:
                 waiter.error = error
-            else:
-                if waiter.tried is Tried.HELD_OUTSIDE:
-                    outside.append(request)
+                continue
+            if waiter.tried is Tried.SET:
+                got.append(request)
+            elif waiter.tried is Tried.HELD_OUTSIDE:
+                outside.append(request)
 
 
 class _Waiter:
