@@ -57,6 +57,8 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
             axes = part.subplots(len(column), 1, sharex=True, squeeze=False, height_ratios=ratios)
             for axis, panel in zip(axes[:, 0], column, strict=True):
                 _draw_panel(axis, panel)
+            low, high = axes[0, 0].get_xlim()  # shared
+            axes[0, 0].set_xlim(min(low, 0.8), max(high, 12))
         marks = {
             label: handle
             for part in parts
@@ -104,7 +106,6 @@ def _draw_panel(axes: Axes, panel: _Panel) -> None:
                 x, y, s=46 if ours else 30, marker=marker, label=name, zorder=4 if ours else 3,
                 facecolors=colour if filled else "none", edgecolors=colour, linewidths=1,
             )  # fmt: skip
-    axes.set_xlim(min(axes.get_xlim()[0], 0.8), max(axes.get_xlim()[1], 12))
     axes.axvline(1, color=_INK, linewidth=1.2)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}×")
     axes.xaxis.set_minor_formatter(lambda value, _: "")

@@ -19,11 +19,11 @@ TIME_LIMIT = 300.0
 class Group(Enum):
     """Workloads that belong together; the value is the heading they are shown under."""
 
+    DATA = "Data path"
+    DURABLE = "Fsync and databases"
     UNCACHED = "Metadata, uncached"
     CACHED = "Metadata, cached"
     FILES = "Files"
-    DATA = "Data path"
-    DURABLE = "Fsync and databases"
 
 
 _CACHING = {Group.UNCACHED: Caching.NEVER, Group.CACHED: Caching.ALWAYS}
