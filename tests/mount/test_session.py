@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,8 @@ def test_a_signal_while_files_are_open_ends_it_too(mount: MountFactory) -> None:
     assert not is_mounted(tree.mnt)
     with pytest.raises(OSError, match="not connected"):
         os.fsync(fd)
-    with pytest.raises(OSError, match="not connected"):
+    # At the plain level the kernel asks at close too.
+    with pytest.raises(OSError, match="not connected") if tree.level == "plain" else nullcontext():
         os.close(fd)
     assert (tree.data("vol") / "file").read_text() == "written"
 
