@@ -103,7 +103,7 @@ SETXATTR_IN = Struct("=II")  # size, flags
 LK_IN = Struct("=QQQQIII4x")  # fh, owner, start, end, type, pid, flags
 LK_OUT = Struct("=QQII")  # start, end, type, pid
 FALLOCATE_IN = Struct("=QQQI4x")  # fh, offset, length, mode
-LSEEK_IN = Struct("=QQI4x")  # fh, offset, whence
+LSEEK_IN = Struct("=QqI4x")  # fh, offset, whence
 COPY_IN = Struct("=7Q")  # fh, offset, target's node id, fh and offset, length, flags
 IOCTL_IN = Struct("=QIIQII")  # fh, flags, command, argument, size in, size out
 IOCTL_OUT = Struct("=iIII")  # result, flags, and two counts
