@@ -5,8 +5,10 @@ or of a reply in <linux/fuse.h>; opcodes, too, are those of that header. All fun
 called from any thread.
 """
 
-from collections.abc import Buffer, Callable
+from collections.abc import Callable
 from typing import Final
+
+from typing_extensions import Buffer
 
 IDLE: Final = 0
 """There was nothing to read."""
@@ -32,7 +34,7 @@ def session_fd() -> int:
 
 def on_request(
     opcode: int,
-    callback: Callable[[int, int, int, int, int, bytes], Buffer | int | None] | None,
+    callback: Callable[[int, int, int, int, int, bytes], object] | None,
     /,
 ) -> None:
     """Have ``callback(unique, node_id, uid, gid, pid, body)`` take the requests of an opcode
