@@ -75,6 +75,7 @@ _Static_assert(sizeof(struct statx_out) == 288, "struct fuse_statx_out");
 #define NSEC 1000000000ULL
 #define PADDED(size) (((size) + 7) & ~(size_t)7)
 #define INODE_BITS 48 /* of the number, in the node ids of devices that have a base */
+#define FOREIGN (1ULL << 63) /* the top bit, which all bases have */
 
 struct dirent_raw { /* struct linux_dirent64 */
     uint64_t ino;
@@ -179,7 +180,7 @@ static void fill_attr(struct attr *attr, const struct stat *st, uint64_t ino)
 static int numbers(PyObject *const *args, Py_ssize_t given, int count, uint64_t *into)
 {
     if (given != count) {
-        PyErr_Format(PyExc_TypeError, "%d arguments expected, not %zd", count, given);
+        PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
         return 0;
     }
     for (int i = 0; i < count; i++) {
@@ -251,6 +252,12 @@ static int descriptor(PyObject *object)
         return -1;
     }
     return fd;
+}
+
+/* Arguments (descriptor, `count` numbers); the descriptor, or -1 with an exception set. */
+static int descriptor_and(PyObject *const *args, Py_ssize_t given, int count, uint64_t *into)
+{
+    return numbers(args + 1, given - 1, count, into) ? descriptor(args[0]) : -1;
 }
 
 /* Arguments (directory, name); the name, or NULL with an exception set. */
@@ -337,18 +344,18 @@ static PyObject *py_statx_out(PyObject *module, PyObject *const *args, Py_ssize_
 {
     (void)module;
     struct statx sx;
-    uint64_t n[5]; /* descriptor, flags, mask, node id, timeout */
-    int result;
-    if (!numbers(args, count, 5, n))
+    uint64_t n[4]; /* flags, mask, node id, timeout */
+    int result, fd = descriptor_and(args, count, 4, n);
+    if (fd < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = statx(n[0], "", AT_EMPTY_PATH | (n[1] & AT_STATX_SYNC_TYPE), n[2], &sx);
+    result = statx(fd, "", AT_EMPTY_PATH | (n[0] & AT_STATX_SYNC_TYPE), n[1], &sx);
     Py_END_ALLOW_THREADS
     if (result < 0)
         return failed();
     struct statx_out out = {
-        .attr_valid = n[4] / NSEC,
-        .attr_valid_nsec = n[4] % NSEC,
+        .attr_valid = n[3] / NSEC,
+        .attr_valid_nsec = n[3] % NSEC,
         .mask = sx.stx_mask,
         .blksize = sx.stx_blksize,
         .attributes = sx.stx_attributes,
@@ -356,7 +363,7 @@ static PyObject *py_statx_out(PyObject *module, PyObject *const *args, Py_ssize_
         .uid = sx.stx_uid,
         .gid = sx.stx_gid,
         .mode = sx.stx_mode,
-        .ino = n[3],
+        .ino = n[2],
         .size = sx.stx_size,
         .blocks = sx.stx_blocks,
         .attributes_mask = sx.stx_attributes_mask,
@@ -375,13 +382,20 @@ static PyObject *py_statx_out(PyObject *module, PyObject *const *args, Py_ssize_
 /* -- directories -- */
 
 #define CHUNK 32768
+#define USUAL_ENTRY 40 /* bytes of an entry in getdents64(2), with a name of up to 20 bytes */
+#define LEAST_CHUNK 1024 /* getdents64(2) fails if not one entry fits; a vfat name takes 765 */
 
-/* getdents64(2) without the GIL; the end of a removed directory is its end. -1 with errno. */
-static ssize_t read_directory(int fd, char *buffer)
+/*
+ * getdents64(2) of about `wanted` bytes, without the GIL; a removed directory is at its end. -1
+ * with errno. What is read beyond the reply's end is read again for the next one, so callers want
+ * no more than they can reply, and read again if that was too little.
+ */
+static ssize_t read_directory(int fd, char *buffer, uint64_t wanted)
 {
     ssize_t got;
+    size_t size = wanted < LEAST_CHUNK ? LEAST_CHUNK : wanted > CHUNK ? CHUNK : wanted;
     Py_BEGIN_ALLOW_THREADS
-    got = syscall(SYS_getdents64, fd, buffer, CHUNK);
+    got = syscall(SYS_getdents64, fd, buffer, size);
     Py_END_ALLOW_THREADS
     return got < 0 && errno == ENOENT ? 0 : got;
 }
@@ -398,6 +412,15 @@ static int seek(int fd, int64_t offset)
     return result >= 0;
 }
 
+/* The number of an entry: Device.node_id does the same. Zero, as no file has it, is skipped by
+   readers of directories. */
+static uint64_t entry_number(uint64_t ino, uint64_t base)
+{
+    if (!base && ino)
+        return ino;
+    return (base ? base : FOREIGN) + ino % (1ULL << INODE_BITS);
+}
+
 static size_t put_record(char *at, uint64_t ino, uint64_t off, uint32_t type, const char *name,
                          size_t length)
 {
@@ -412,23 +435,25 @@ static size_t put_record(char *at, uint64_t ino, uint64_t off, uint32_t type, co
 static PyObject *py_list_bare(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    uint64_t n[7]; /* descriptor, offset, room, plus, base, own number, parent's number */
+    uint64_t n[6]; /* offset, room, plus, base, own number, parent's number */
     char buffer[CHUNK] __attribute__((aligned(8)));
-    if (!numbers(args, count, 7, n))
+    int fd = descriptor_and(args, count, 6, n);
+    if (fd < 0 || !seek(fd, n[0]))
         return NULL;
-    int fd = n[0];
-    size_t room = n[2], used = 0, head = n[3] ? sizeof(struct entry_out) : 0;
-    if (!seek(fd, n[1]))
-        return NULL;
+    size_t room = n[1], used = 0, head = n[2] ? sizeof(struct entry_out) : 0;
+    size_t least = head + PADDED(sizeof(struct record) + 1);
     PyObject *reply = PyBytes_FromStringAndSize(NULL, room);
     if (!reply)
         return NULL;
     char *out = PyBytes_AS_STRING(reply);
-    for (int full = 0; !full;) {
-        ssize_t got = read_directory(fd, buffer);
+    int full = 0;
+    while (!full && !(used && room - used < least)) {
+        /* An entry takes less in getdents64(2) than in a reply; with `head` about a quarter. */
+        ssize_t got = read_directory(fd, buffer, head ? (room - used) / 4 : room - used);
         if (got < 0 && !used) {
+            failed();
             Py_DECREF(reply);
-            return failed();
+            return NULL;
         }
         if (got <= 0) /* an error after entries is met again by the next request */
             break;
@@ -439,18 +464,21 @@ static PyObject *py_list_bare(PyObject *module, PyObject *const *args, Py_ssize_
                 full = 1;
                 break;
             }
-            uint64_t ino = found->ino;
-            if (n[4])
-                ino = n[4] + ino % (1ULL << INODE_BITS);
+            uint64_t ino = entry_number(found->ino, n[3]);
             if (!strcmp(found->name, "."))
-                ino = n[5];
+                ino = n[4];
             else if (!strcmp(found->name, ".."))
-                ino = n[6];
+                ino = n[5];
             memset(out + used, 0, head);
             used += head;
             used += put_record(out + used, ino, found->off, found->type, found->name, length);
             at += found->reclen;
         }
+    }
+    if (full && !used) { /* an empty reply would be the end; so does getdents64(2) itself */
+        Py_DECREF(reply);
+        errno = EINVAL;
+        return failed();
     }
     _PyBytes_Resize(&reply, used);
     return reply;
@@ -459,20 +487,23 @@ static PyObject *py_list_bare(PyObject *module, PyObject *const *args, Py_ssize_
 static PyObject *py_read_entries(PyObject *module, PyObject *const *args, Py_ssize_t given)
 {
     (void)module;
-    uint64_t n[3]; /* descriptor, offset, count */
+    uint64_t n[2]; /* offset, count */
     char buffer[CHUNK] __attribute__((aligned(8)));
-    if (!numbers(args, given, 3, n) || !seek(n[0], n[1]))
+    int fd = descriptor_and(args, given, 2, n);
+    if (fd < 0 || !seek(fd, n[0]))
         return NULL;
     PyObject *list = PyList_New(0);
-    while (list && (uint64_t)PyList_GET_SIZE(list) < n[2]) {
-        ssize_t got = read_directory(n[0], buffer);
+    while (list && (uint64_t)PyList_GET_SIZE(list) < n[1]) {
+        uint64_t missing = n[1] - PyList_GET_SIZE(list);
+        ssize_t got = read_directory(fd, buffer, missing < CHUNK ? missing * USUAL_ENTRY : CHUNK);
         if (got < 0 && !PyList_GET_SIZE(list)) {
+            failed();
             Py_DECREF(list);
-            return failed();
+            return NULL;
         }
         if (got <= 0)
             break;
-        for (ssize_t at = 0; at < got && (uint64_t)PyList_GET_SIZE(list) < n[2];) {
+        for (ssize_t at = 0; at < got && (uint64_t)PyList_GET_SIZE(list) < n[1];) {
             const struct dirent_raw *found = (struct dirent_raw *)(buffer + at);
             PyObject *entry = Py_BuildValue("(yKIK)", found->name, (unsigned long long)found->ino,
                                             (unsigned)found->type, (unsigned long long)found->off);
