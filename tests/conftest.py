@@ -123,12 +123,10 @@ class Mounted:
 
     def assert_level(self) -> None:
         """The tree is served at the level at which it has to be."""
-        found: object = self.level  # until the daemon tells
-        if self.uid:
-            found = run_as(self.statistics, self.uid).get("level", found)  # not even root may ask
-        else:
-            found = self.statistics().get("level", found)
-        assert found == self.level, f"served at level {found}, not {self.level}"
+        # What another user mounted not even root may ask.
+        told = run_as(self.statistics, self.uid) if self.uid else self.statistics()
+        found = told["level"]
+        assert found == self.level, f"served at level {found}, not {self.level}; log:\n{self.log}"
 
     def drop_caches(self) -> None:
         """Make the kernel forget what it caches of this mount (a remount does)."""
@@ -324,8 +322,8 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
             f"the mount:\n{mounted.log}",
         )
         assert process.poll() is None, f"volfs mount failed:\n{mounted.log}"
-        mounted.assert_level()
         mounted.descriptors_when_ready = len(os.listdir(f"/proc/{process.pid}/fd"))
+        mounted.assert_level()
         return mounted
 
     try:
