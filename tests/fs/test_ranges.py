@@ -142,6 +142,17 @@ def test_data_and_holes(opened: Callable[..., int]) -> None:
     assert caught.value.errno == errno.EINVAL
 
 
+def test_a_file_taken_for_whole_has_one_hole_at_its_end(opened: Callable[..., int]) -> None:
+    fd = opened("a")
+    os.ftruncate(fd, MIB)
+    assert ranges.seek(fd, 10, os.SEEK_DATA, whole=True) == 10
+    assert ranges.seek(fd, 10, os.SEEK_HOLE, whole=True) == MIB
+    for whence in (os.SEEK_DATA, os.SEEK_HOLE):
+        with pytest.raises(OSError) as caught:
+            ranges.seek(fd, MIB, whence, whole=True)
+        assert caught.value.errno == errno.ENXIO
+
+
 def test_blocks_come_and_go(opened: Callable[..., int]) -> None:
     fd = opened("a")
     ranges.allocate(fd, syscalls.FALLOC_FL_KEEP_SIZE, 0, 4 * MIB)

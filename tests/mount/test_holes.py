@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import mmap
 import os
 import subprocess
 from collections.abc import Callable, Iterator
@@ -85,7 +87,7 @@ def test_the_map_changes_with_the_file(pair: Pair) -> None:
     def change(top: Path) -> object:
         path = make(top / "file", LAYOUTS["no hole"], synced=True)
         maps = [data_ranges(path)]
-        fd = os.open(path, os.O_RDWR)
+        fd = os.open(path, os.O_WRONLY)
         try:
             syscalls.fallocate(
                 fd,
@@ -124,18 +126,52 @@ def test_every_answer_of_lseek(pair: Pair, offset: int, whence: int) -> None:
 def test_offsets_belong_to_each_open_file(pair: Pair) -> None:
     """Looking for a hole moves nobody else's reads and writes."""
     path = make(pair.mounted / "file", (MIB, [(512 * KIB, 4 * KIB)]), synced=True)
-    first, second = (os.open(path, os.O_RDWR) for _ in range(2))
+    first, second = (os.open(path, os.O_WRONLY) for _ in range(2))
     try:
         os.lseek(first, 1000, os.SEEK_SET)
         assert os.lseek(second, 0, os.SEEK_DATA) == 512 * KIB
         os.write(first, b"first")
         os.write(second, b"second")
-        assert os.pread(first, 5, 1000) == b"first"
-        assert os.pread(first, 6, 512 * KIB) == b"second"
         assert os.lseek(first, 0, os.SEEK_CUR) == 1005
     finally:
         os.close(first)
         os.close(second)
+    assert read(path, 1000, 1005) == b"first"
+    assert read(path, 512 * KIB, 512 * KIB + 6) == b"second"
+
+
+def test_what_a_mapping_wrote_is_no_hole(pair: Pair) -> None:
+    """The page may not have reached the file below yet: cp must not take it for a hole."""
+
+    def write(top: Path) -> object:
+        path = make(top / "file", (MIB, []), synced=True)
+        fd = os.open(path, os.O_RDWR)
+        with mmap.mmap(fd, MIB) as mapping:
+            os.close(fd)
+            mapping[512 * KIB : 512 * KIB + 4] = b"data"
+            inside = any(start <= 512 * KIB < end for start, end in data_ranges(path))
+            subprocess.run(["cp", "--sparse=auto", path, top / "copy"], check=True)
+        return inside, read(top / "copy", 512 * KIB, 512 * KIB + 4), (top / "copy").stat().st_size
+
+    assert pair.same(write) == (True, b"data", MIB)
+    for path in (pair.mounted / "file", pair.data / "file"):  # closed, it is itself again
+        assert data_ranges(path) == data_ranges(pair.native / "file")
+
+
+def test_a_file_that_could_be_mapped_has_a_map_all_the_same(pair: Pair) -> None:
+    """Never is data taken for a hole, whoever has the file open for reading and writing."""
+    path = make(pair.mounted / "file", (MIB, [(512 * KIB, 4 * KIB)]), synced=True)
+    fd = os.open(path, os.O_RDWR)
+    try:
+        start = os.lseek(fd, 0, os.SEEK_DATA)
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        with pytest.raises(OSError) as caught:
+            os.lseek(fd, MIB, os.SEEK_DATA)
+    finally:
+        os.close(fd)
+    assert start <= 512 * KIB
+    assert end >= 516 * KIB
+    assert caught.value.errno == errno.ENXIO
 
 
 # -- programs

@@ -25,9 +25,19 @@ class FileHandle:
     ``number`` is its file handle, once it is in the table; ``pid`` the process that opened it,
     for naming who uses a volume. ``synchronous``: writes wait for the disk. ``appending``: it
     was opened with O_APPEND. ``keeps_cache``: the kernel's cached pages are still right.
+    ``writes_maps``: the opener may write to it through mappings.
     """
 
-    __slots__ = ("appending", "fd", "inode", "keeps_cache", "number", "pid", "synchronous")
+    __slots__ = (
+        "appending",
+        "fd",
+        "inode",
+        "keeps_cache",
+        "number",
+        "pid",
+        "synchronous",
+        "writes_maps",
+    )
 
     def __init__(
         self, fd: int, inode: Inode, flags: int, pid: int, *, keeps_cache: bool = False
@@ -39,6 +49,7 @@ class FileHandle:
         self.synchronous = bool(flags & _SYNCHRONOUS)
         self.appending = bool(flags & os.O_APPEND)
         self.keeps_cache = keeps_cache
+        self.writes_maps = flags & os.O_ACCMODE == os.O_RDWR
 
     def write(self, data: Data, offset: int, append: bool | None = None) -> int:
         """Write, as pwrite(2) does, and return how many bytes were written.

@@ -51,8 +51,12 @@ def allocate(fd: int, mode: int, offset: int, length: int) -> None:
         raise _known(error) from None
 
 
-def seek(fd: int, offset: int, whence: int) -> int:
+def seek(fd: int, offset: int, whence: int, *, whole: bool = False) -> int:
     """The offset of the next data (os.SEEK_DATA) or hole (os.SEEK_HOLE) from ``offset`` on.
+
+    ``whole``: the file is data up to its end, as lseek(2) allows. That has to be the answer while
+    somebody may have written to a page of a mapping that the kernel has not written back yet: it
+    does not do so for this request, and what copies the file would take data for a hole.
 
     Raises OSError(ENXIO) past the end of the file and, for data, in its last hole. Moves the
     descriptor's own position, which nothing else uses. Other values of ``whence`` are EINVAL:
@@ -61,6 +65,11 @@ def seek(fd: int, offset: int, whence: int) -> int:
     """
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+    if whole:
+        size = os.fstat(fd).st_size
+        if offset >= size:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return offset if whence == os.SEEK_DATA else size
     try:
         return os.lseek(fd, min(offset, _FARTHEST), whence)
     except OSError as error:

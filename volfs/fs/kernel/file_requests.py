@@ -130,12 +130,17 @@ class FileRequests:
     def _lseek(self, node_id: int, body: bytes, who: Who) -> Answer:
         fh, offset, whence = protocol.LSEEK_IN.unpack_from(body)
         handle = self._requests.handles.file(fh)
+        inode = handle.inode
+        # Mappings of a file that the kernel serves itself are the backing file's.
+        mapped = not inode.backing and any(
+            isinstance(other, FileHandle) and other.writes_maps for other in inode.opens or ()
+        )
 
         def call() -> bytes:
             fd = self._requests.tree.descriptor(handle)
-            return protocol.U64.pack(ranges.seek(fd, offset, whence))
+            return protocol.U64.pack(ranges.seek(fd, offset, whence, whole=mapped))
 
-        return self._requests.elsewhere(call, handle.inode) if handle.inode.device.slow else call()
+        return self._requests.elsewhere(call, inode) if inode.device.slow else call()
 
     def _copy_file_range(self, node_id: int, body: bytes, who: Who) -> Answer:
         return self._copy(body, who, protocol.WRITE_OUT.pack)
