@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -225,6 +227,11 @@ class MountFactory(Protocol):
         level: levels.Level | None = None,
         **options: str | bool,
     ) -> Mounted: ...
+
+
+def few_descriptors(limit: int) -> Callable[[], None]:
+    """A ``preexec`` after which the daemon can have no more descriptors than this."""
+    return partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
 
 
 @contextmanager

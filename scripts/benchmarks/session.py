@@ -151,8 +151,9 @@ def _prepare(
             pass
         if not site.data.is_dir():
             raise BenchError(f"mkdir in volfs's root made no {site.data}")
-        # What the peers bind: closed to others, which volfs's own root is not.
-        site.data.parent.chmod(0o755)
+        # mergerfs goes there as the user who asks; a scope is closed to others.
+        for directory in (site.data.parent, site.data.parent.parent, site.scope):
+            directory.chmod(0o755)
     else:
         site.data.mkdir(parents=True)
     # A new filesystem is slower where no inode has been used yet; let no one measure that.

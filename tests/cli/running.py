@@ -65,6 +65,20 @@ def program(
     return Result(done.returncode, done.stdout, done.stderr)
 
 
+def running(*words: str | Path) -> list[int]:
+    """The processes of this machine that were started with all of these words."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                given = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if {os.fsencode(word) for word in words} <= set(given):
+                found.append(int(entry))
+    return found
+
+
 @contextmanager
 def process(*command: str | Path, cwd: Path | None = None) -> Iterator[int]:
     """A process that has said "ready" and lives until the end; its pid."""

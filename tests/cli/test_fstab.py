@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import HELPER, ROOT, Result, elsewhere, process, program
+from tests.cli.running import HELPER, ROOT, Result, elsewhere, process, program, running
 from tests.conftest import wait_for
 from volfs.cli.options import OPTIONS
 from volfs.mountinfo import Mount, MountTable
@@ -108,20 +108,7 @@ def namespace(workspace: Path) -> Iterator[Namespace]:
         yield namespace
         if namespace.mounted():
             assert namespace.run("umount", mnt).code == 0
-        wait_for(lambda: not daemons(scope), "the daemon's end")
-
-
-def daemons(scope: Path) -> list[str]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-            except OSError:
-                continue
-            if os.fsencode(scope) in words:
-                found.append(entry)
-    return found
+        wait_for(lambda: not running(scope), "the daemon's end")
 
 
 MAIN, HELPER_MAIN = "volfs.cli", "volfs.cli.fstab"

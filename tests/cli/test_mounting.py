@@ -19,7 +19,7 @@ import pytest
 
 from tests import levels
 from tests.children import NOBODY
-from tests.cli.running import PROGRAM, ROOT, Result, program
+from tests.cli.running import PROGRAM, ROOT, Result, program, running
 from tests.conftest import Mounted, is_mounted, wait_for
 from tests.unprivileged import shared
 from volfs import syscalls
@@ -46,16 +46,7 @@ class Background:
         return pid
 
     def daemons(self) -> list[int]:
-        found = []
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                try:
-                    words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-                except OSError:
-                    continue
-                if b"mount" in words and os.fsencode(self.mnt) in words:
-                    found.append(int(entry))
-        return found
+        return running("mount", self.mnt)
 
     def ended(self) -> bool:
         return not self.daemons()
@@ -159,19 +150,16 @@ class TestBackground:
         wait_for(lambda: not list(trash.iterdir()), "the trash to be emptied")
 
 
-def daemons_of(mountpoint: str, cwd: Path) -> list[str]:
+def daemons_of(mountpoint: str, cwd: Path) -> list[int]:
     """Processes of a mount that was named relative to ``cwd``."""
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                words = Path(f"/proc/{entry}/cmdline").read_bytes().split(b"\0")
-                log = os.readlink(f"/proc/{entry}/fd/2")
-            except OSError:
-                continue
-            if mountpoint.encode() in words and log == str(cwd / "log"):
-                found.append(entry)
-    return found
+
+    def log(pid: int) -> str:
+        try:
+            return os.readlink(f"/proc/{pid}/fd/2")
+        except OSError:
+            return ""
+
+    return [pid for pid in running(mountpoint) if log(pid) == str(cwd / "log")]
 
 
 def is_dead(mountpoint: Path) -> bool:

@@ -16,7 +16,7 @@ from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory
 from volfs.fs import entries
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
-from volfs.fs.status import Status
+from volfs.fs.status import Status, fstatat
 
 DOTS = [b".", b".."]
 
@@ -143,7 +143,7 @@ class Trouble:
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, call: str, bad: str, gone: str | None) -> None:
-        fstatat, scandir, remember = entries.fstatat, os.scandir, InodeTable.remember
+        scandir, remember = os.scandir, InodeTable.remember
 
         def check(name: object) -> None:
             if name == bad:

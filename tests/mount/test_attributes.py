@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Mounted, MountFactory
+from tests.mount import filesystems
 from tests.mount.comparing import Pair
 from tests.mount.kinds import KINDS, make
-from volfs import syscalls
 
 OLD = 1_000_000_000_123_456_789
 """A time long ago, in nanoseconds, that sets every digit."""
@@ -86,15 +86,12 @@ def test_inode_numbers_are_the_real_ones_also_after_a_remount(
 
 @pytest.fixture
 def other_disk(workspace: Path) -> Iterator[Path]:
-    path = workspace / "disk"
-    path.mkdir()
-    syscalls.mount(b"none", os.fsencode(path), b"tmpfs", 0, b"")
-    yield path
-    syscalls.umount2(os.fsencode(path), syscalls.MNT_DETACH)
+    with filesystems.tmpfs(workspace / "disk") as path:
+        yield path
 
 
 def test_a_second_filesystem_gets_numbers_of_its_own(
-    mount: MountFactory, workspace: Path, other_disk: Path
+    workspace: Path, other_disk: Path, mount: MountFactory
 ) -> None:
     """A data path may be an administrator's link to another disk, which numbers from 1."""
     scope = workspace / "scope"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import resource
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Mounted, mounting, open_workspace, wait_for
+from tests.conftest import Mounted, few_descriptors, mounting, open_workspace, wait_for
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
 
@@ -29,13 +28,11 @@ SWEEP = 5.0
 @pytest.fixture(scope="module")
 def mounts() -> Iterator[dict[str, Mounted]]:
     """A mount of each policy."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
-
     with open_workspace() as workspace, mounting(workspace) as mount:
         policies = ("never", "auto", "always")
-        yield {policy: mount(cache=policy, preexec=limit) for policy in policies}
+        yield {
+            policy: mount(cache=policy, preexec=few_descriptors(DESCRIPTORS)) for policy in policies
+        }
 
 
 @pytest.fixture

@@ -283,6 +283,18 @@ def test_a_killed_copy_ends(in_memory: Mounted) -> None:
     assert grown.stat().st_size == size
 
 
+def test_a_copy_does_not_keep_the_daemon(in_memory: Mounted) -> None:
+    source = sparse(in_memory, 64 * GIB)
+    target = in_memory.mnt / "vol" / "target"
+    grown = in_memory.data("vol") / "target"
+    with Child(lambda: big_copy(source, target)) as child:
+        wait_for(lambda: grown.exists() and grown.stat().st_size > 50 * MIB, "the copy to begin")
+        in_memory.stop()
+        copied = child.result()
+    assert 50 * MIB < copied < 4 * GIB
+    assert grown.stat().st_size == copied
+
+
 def test_a_copy_ends_where_the_space_does(workspace: Path) -> None:
     with (
         filesystems.tmpfs(workspace / "memory", size="64m") as memory,

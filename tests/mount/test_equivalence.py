@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import resource
 import shutil
 import stat
 import struct
@@ -28,7 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.conftest import Mounted, MountFactory
+from tests.conftest import Mounted, MountFactory, few_descriptors
 from tests.mount.actor import NOW, OMIT, Actor, Outcome, Sides, snapshot
 from volfs import syscalls
 
@@ -451,10 +450,6 @@ def compare(workspace: Path) -> Iterator[Compare]:
         yield run
 
 
-def few_descriptors() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW_DESCRIPTORS, FEW_DESCRIPTORS))
-
-
 @pytest.mark.timeout(0 if EXAMPLES else 300)
 @pytest.mark.parametrize("cache", ["auto", "never"])
 def test_volume_is_like_a_plain_directory(
@@ -468,7 +463,7 @@ def test_volume_is_like_a_plain_directory_with_few_descriptors(
     mount: MountFactory, compare: Compare
 ) -> None:
     """Inodes lose their descriptors all the time, and are found again by handle."""
-    mounted = mount(preexec=few_descriptors, cache="never", dev=True)
+    mounted = mount(preexec=few_descriptors(FEW_DESCRIPTORS), cache="never", dev=True)
     compare(mounted, crowded=True)
     assert mounted.statistics()["descriptors"] <= FEW_DESCRIPTORS * 3 // 4
 
@@ -478,4 +473,4 @@ def test_volume_of_a_user_is_like_a_plain_directory_with_few_descriptors(
     mount: MountFactory, compare: Compare
 ) -> None:
     """Without root's privileges they are found again by parent and name."""
-    compare(mount(user=USER, preexec=few_descriptors, cache="never"), crowded=True)
+    compare(mount(user=USER, preexec=few_descriptors(FEW_DESCRIPTORS), cache="never"), crowded=True)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import resource
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.children import USER, run_as
-from tests.conftest import MountFactory
+from tests.conftest import MountFactory, few_descriptors
 from tests.mount.comparing import Pair, outcome
 from volfs import syscalls
 
@@ -99,11 +98,7 @@ def test_tools_walk_and_remove_what_no_path_can_name(pair: Pair) -> None:
 
 def test_a_deep_tree_with_few_descriptors_in_a_mount_of_a_user(mount: MountFactory) -> None:
     """Without file handles, an inode that lost its descriptor is reached from its parents."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-
-    tree = mount(user=USER, preexec=limit)
+    tree = mount(user=USER, preexec=few_descriptors(256))
     depth = 1000
 
     def work() -> int:
@@ -130,11 +125,7 @@ def test_a_deep_tree_with_few_descriptors_in_a_mount_of_a_user(mount: MountFacto
 
 def test_what_was_renamed_is_found_again_in_a_mount_of_a_user(mount: MountFactory) -> None:
     """The same, when the names on the way have changed since."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
-
-    tree = mount(user=USER, preexec=limit)
+    tree = mount(user=USER, preexec=few_descriptors(256))
 
     def work() -> list[bytes]:
         top = tree.mnt / "v"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import resource
 import signal
 import subprocess
 import threading
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import NOBODY, run_as
-from tests.conftest import MountFactory, is_mounted, volfs, wait_for
+from tests.conftest import MountFactory, few_descriptors, is_mounted, volfs, wait_for
 from volfs import syscalls
 from volfs.errors import MountError
 from volfs.fs.options import MountOptions
@@ -237,11 +236,7 @@ def test_a_filesystem_that_hangs_does_not_hold_up_the_others(
 
 def test_many_more_files_than_descriptors(mount: MountFactory) -> None:
     limit = 128
-
-    def lower() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-
-    tree = mount(preexec=lower)
+    tree = mount(preexec=few_descriptors(limit))
     volume = tree.mnt / "vol"
     volume.mkdir()
     for outer in range(20):
@@ -264,11 +259,7 @@ def test_many_more_files_than_descriptors(mount: MountFactory) -> None:
 
 def test_more_open_files_than_descriptors(mount: MountFactory) -> None:
     limit = 128
-
-    def lower() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
-
-    tree = mount(preexec=lower)
+    tree = mount(preexec=few_descriptors(limit))
     volume = tree.mnt / "vol"
     volume.mkdir()
     opened = []

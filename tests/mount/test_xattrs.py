@@ -17,10 +17,10 @@ import pytest
 
 from tests.children import OTHER, USER, run_as
 from tests.conftest import MountFactory
+from tests.mount import filesystems
 from tests.mount.acls import ACCESS, DEFAULT, acl
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
-from volfs import syscalls
 
 MEMBERS = 2000
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
@@ -132,14 +132,11 @@ def test_values_too_large_fail_as_on_the_disk(pair: Pair, size: int) -> None:
 @pytest.fixture
 def memory(workspace: Path) -> Iterator[Path]:
     """A tmpfs, which takes larger attributes than ext4."""
-    path = workspace / "tmpfs"
-    path.mkdir()
-    syscalls.mount(b"none", os.fsencode(path), b"tmpfs", 0, b"mode=755")
-    yield path
-    syscalls.umount2(os.fsencode(path), syscalls.MNT_DETACH)
+    with filesystems.tmpfs(workspace / "tmpfs") as path:
+        yield path
 
 
-def test_the_largest_values_there_are(mount: MountFactory, memory: Path) -> None:
+def test_the_largest_values_there_are(memory: Path, mount: MountFactory) -> None:
     scope = memory / "scope"
     scope.mkdir()
     pair = make_pair(mount(scope=scope))

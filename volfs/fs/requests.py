@@ -106,13 +106,21 @@ class Requests:
         return Later(lambda: self.threads.run(call, *inodes, on=on))
 
     def stoppable(self, call: Callable[[Callable[[], bool]], T], *inodes: Inode) -> Later[T]:
-        """``call(stopping)`` in a worker thread; when its caller is interrupted, ``stopping()``
-        gets true, and the result is what was done until then."""
+        """``call(stopping)`` in a worker thread; when its caller is interrupted, or the daemon is
+        to end, ``stopping()`` gets true, and the result is what was done until then."""
 
         stop = threading.Event()
-        return Later(
-            lambda: self.threads.run(lambda: call(stop.is_set), *inodes), interrupt=stop.set
-        )
+
+        def stopping() -> bool:
+            if stop.is_set():
+                return True
+            try:
+                trio.from_thread.check_cancelled()
+            except trio.Cancelled:
+                return True
+            return False
+
+        return Later(lambda: self.threads.run(lambda: call(stopping), *inodes), interrupt=stop.set)
 
     def _run(self, inode: Inode, call: Callable[[], T]) -> T | Later[T]:
         return self.elsewhere(call, inode) if inode.device.slow else call()

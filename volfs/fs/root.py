@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from volfs import syscalls
 from volfs.errors import InvalidNameError, VolumeNotFoundError
@@ -276,7 +277,7 @@ class Root:
             raise _no_attribute()  # below its top directory a volume has no such attributes
         return self._store.get(inode.name.decode())
 
-    def statistics(self) -> dict[str, object]:
+    def statistics(self) -> dict[str, Any]:
         """Counters for finding leaks (what is known and what is open), and what
         ``more_statistics`` adds."""
         return {
