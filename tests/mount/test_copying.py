@@ -289,7 +289,7 @@ def test_a_copy_does_not_keep_the_daemon(in_memory: Mounted) -> None:
     grown = in_memory.data("vol") / "target"
     with Child(lambda: big_copy(source, target)) as child:
         wait_for(lambda: grown.exists() and grown.stat().st_size > 50 * MIB, "the copy to begin")
-        in_memory.stop()
+        in_memory.process.terminate()
         copied = child.result()
     assert 50 * MIB < copied < 4 * GIB
     assert grown.stat().st_size == copied
