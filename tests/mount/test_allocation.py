@@ -267,6 +267,35 @@ def test_a_user_is_left_without_the_reserve(tops: tuple[Path, Path]) -> None:
     assert abs(taken[0] - taken[1]) < MIB
 
 
+def test_nor_does_a_copy_of_a_users_take_it(tops: tuple[Path, Path]) -> None:
+    for top in tops:
+        with opened(top / "source", os.O_RDWR | os.O_CREAT) as fd:
+            os.write(fd, b"x" * 2 * MIB)
+        run_as(as_copier(top))
+        free = os.statvfs(tops[0])
+        assert free.f_bavail * free.f_frsize < MIB
+        assert free.f_bfree * free.f_frsize > 6 * MIB
+        for name in os.listdir(top):
+            (top / name).unlink()
+
+
+def as_copier(top: Path) -> Callable[[], None]:
+    """Copies one file to the end of another until there is no space."""
+
+    def copy() -> None:
+        with (
+            opened(top / "source", os.O_RDONLY) as reading,
+            opened(top / "copy", os.O_RDWR | os.O_CREAT) as writing,
+        ):
+            try:
+                while True:
+                    os.copy_file_range(reading, writing, MIB // 2, 0)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+
+    return copy
+
+
 def test_root_has_the_reserve(tops: tuple[Path, Path]) -> None:
     for top in tops:
         fill(top)

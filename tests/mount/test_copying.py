@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import mmap
 import os
 import signal
 import subprocess
@@ -122,6 +123,28 @@ def test_what_is_open_sees_the_copy(pair: Pair) -> None:
         copy_range(pair.mounted / "source", target, len(CONTENT))
         assert os.fstat(reading).st_size == len(CONTENT)
         assert os.pread(reading, len(CONTENT), 0) == CONTENT
+
+
+def test_mappings_take_part(pair: Pair) -> None:
+    """Pages that a mapping wrote are copied, and mapped pages of the target are the new ones."""
+
+    def copy(top: Path) -> object:
+        for name in ("source", "target"):
+            (top / name).write_bytes(bytes(MIB))
+        with (
+            opened(top / "source", os.O_RDWR) as source,
+            opened(top / "target", os.O_RDWR) as target,
+            mmap.mmap(source, MIB) as from_map,
+            mmap.mmap(target, MIB) as to_map,
+        ):
+            from_map[1000:1006] = b"source"
+            to_map[1000:1006] = to_map[500_000:500_006] = b"target"
+            os.copy_file_range(source, target, 300_000, 0, 0)
+            seen = to_map[1000:1006], to_map[500_000:500_006]
+        return seen, digest(top / "target")
+
+    pair.same(copy)
+    assert digest(pair.mounted / "target") == digest(pair.data / "target")
 
 
 def test_within_one_file(pair: Pair) -> None:
