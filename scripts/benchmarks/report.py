@@ -155,18 +155,17 @@ def _flagged(value: float | None) -> str:
 
 
 def _show_requests(runs: Sequence[Json], console: Console) -> None:
-    table = _table("requests to the daemon per call")
     counted: dict[tuple[str, str], str] = {}
     for run in runs:
         for row in run["workloads"]:
             for fs, figures in row["filesystems"].items():
                 if figures["requests"] is not None:
-                    title = f"{row['title']}, {row['unit']}"
-                    counted.setdefault((title, fs), requests(figures["requests"]) or "none")
+                    text = requests(figures["requests"]) or "none"
+                    counted.setdefault((row["name"], fs), text)
     if counted:
-        table.add_column("")
-        for (title, fs), text in counted.items():
-            table.add_row(title, fs, text)
+        table = _table("requests to the daemon", "", "per call, entry, file or whole run")
+        for (name, fs), text in counted.items():
+            table.add_row(name, fs, text)
         console.print(table)
 
 
