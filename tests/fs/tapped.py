@@ -95,6 +95,15 @@ def at_once() -> None:
     _tap.on_request(GETATTR, attributes)
 
 
+def refused() -> None:
+    """As at_once, after a mount that failed."""
+    try:
+        pyfuse3.init(Filesystem(), f"{sys.argv[2]}/none", set())
+    except RuntimeError:
+        tell("refused")
+    at_once()
+
+
 def buffers() -> None:
     """As at_once, with other buffers than bytes."""
     answers = iter([bytearray(ATTRIBUTES), memoryview(ATTRIBUTES)])

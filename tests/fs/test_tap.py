@@ -48,6 +48,7 @@ class Daemon:
 
     def __init__(self, path: Path, scenario: str, way: str, first: str) -> None:
         self.path = path
+        self.scenario = scenario
         self.file = path / "f"
         self._clients = ThreadPoolExecutor()
         program = f"import {first}; from tests.fs import tapped; tapped.main()"
@@ -79,6 +80,8 @@ class Daemon:
         assert self.next() == [what, *details]
 
     def wait_until_mounted(self) -> None:
+        if self.scenario == "refused":
+            self.expect("refused")
         self.expect("descriptor", -1)
         self.expect("mounted", "/dev/fuse", False)
 
@@ -148,6 +151,13 @@ def test_whatever_is_imported_first_and_however_it_is_mounted(
     start: Start, first: str, way: str
 ) -> None:
     daemon = start("at_once", first=first, way=way)
+    assert daemon.file.stat().st_size == TAPPED
+    daemon.expect("asked", os.getuid(), os.getgid(), os.getpid(), 16)
+    daemon.end()
+
+
+def test_a_mount_that_fails_is_no_hindrance_to_the_next(start: Start) -> None:
+    daemon = start("refused")
     assert daemon.file.stat().st_size == TAPPED
     daemon.expect("asked", os.getuid(), os.getgid(), os.getpid(), 16)
     daemon.end()

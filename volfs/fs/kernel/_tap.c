@@ -46,10 +46,10 @@ static int tapped_mount(void *session, const char *mountpoint)
     int result = libfuse.mount(session, mountpoint);
     if (thread)
         PyEval_RestoreThread(thread);
-    int fd = result == 0 ? libfuse.fd_of(session) : -1;
-    if (placeholder >= 0 && (failed || (fd >= 0 && fd != placeholder)))
+    int fd = libfuse.fd_of(session);
+    if (placeholder >= 0 && fd != placeholder)
         close(placeholder);
-    if (!failed && fd >= 0) {
+    if (result == 0 && !failed && fd >= 0) {
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK); /* read_hook reads until EAGAIN */
         tap.fd = fd;
     }
