@@ -161,14 +161,11 @@ _libc.setfsuid.argtypes = (c_uint,)
 _libc.setfsgid.argtypes = (c_uint,)
 
 
-def setfsuid(uid: int) -> None:
-    """setfsuid(2) for the calling thread. Does not report failure, as the call does not."""
-    _libc.setfsuid(uid)
-
-
-def setfsgid(gid: int) -> None:
-    """setfsgid(2) for the calling thread. Does not report failure, as the call does not."""
+def setfsids(uid: int, gid: int) -> None:
+    """setfsuid(2) and setfsgid(2) for the calling thread. Do not report failure, as the calls
+    do not."""
     _libc.setfsgid(gid)
+    _libc.setfsuid(uid)
 
 
 def unshare(flags: int) -> None:

@@ -302,10 +302,12 @@ class Requests:
             self.locks.flushed(inode, owner)
             return None
 
-        # Closing a duplicate makes a network filesystem report what it could not write.
         def call() -> None:
-            self.locks.flushed(inode, owner)
-            os.close(os.dup(self.tree.descriptor(handle)))
+            try:
+                # Closing a duplicate makes a network filesystem report what it could not write.
+                os.close(os.dup(self.tree.descriptor(handle)))
+            finally:  # who gets a lock next is to see what was written under it
+                self.locks.flushed(inode, owner)
 
         return self.elsewhere(call, inode)
 

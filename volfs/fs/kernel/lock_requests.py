@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import trio
 
 from volfs.fs.kernel import protocol
@@ -46,10 +49,11 @@ class LockRequests:
         lock = Lock(start, end, kind, pid)
         flock = bool(flags & protocol.FUSE_LK_FLOCK)
         locks = self._locks
-        if not handle.inode.device.slow and locks.try_set(
-            handle, owner, lock, thread=who.pid, flock=flock
-        ):
-            return None
+        if not handle.inode.device.slow:
+            if locks.try_set(handle, owner, lock, thread=who.pid, flock=flock):
+                return None
+            if not wait:
+                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         scope = trio.CancelScope()
 
         async def setting() -> None:

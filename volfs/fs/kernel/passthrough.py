@@ -8,22 +8,17 @@ closed, and one that is opened without has none.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import fcntl
 import logging
-import struct
 
-from volfs import syscalls
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
 
-log = logging.getLogger(__name__)
+with contextlib.suppress(ImportError):  # then there is no tap, and no device either
+    from volfs.fs.kernel import _calls
 
-# _IOW(229, 1, struct fuse_backing_map) and _IOW(229, 2, uint32_t) of linux/fuse.h
-_BACKING_OPEN = 0x4010E501
-_BACKING_CLOSE = 0x4004E502
-_BACKING_MAP = struct.Struct("=iI8x")
-_BACKING_ID = struct.Struct("=I")
+log = logging.getLogger(__name__)
 
 _NOBODY = 65534
 """The kernel reads and writes backing files with the identity that the daemon has when it opens
@@ -56,17 +51,15 @@ class Passthrough:
         if self.device < 0 or inode.opens or device.slow or not device.passthrough:
             # (On a network filesystem the identity above would be the one that its server sees.)
             return 0
-        request = bytearray(_BACKING_MAP.pack(fd if fd >= 0 else self._inodes.reach(inode), 0))
-        syscalls.setfsuid(_NOBODY)
+        if fd < 0:
+            fd = self._inodes.reach(inode)
         try:
-            inode.backing = fcntl.ioctl(self.device, _BACKING_OPEN, request)
+            inode.backing = _calls.backing_open(self.device, fd, _NOBODY)
         except OSError as error:
             if error.errno in _FOR_GOOD:
                 device.passthrough = False
             log.info("no passthrough on device %#x: %s", device.dev, error.strerror)
             return 0
-        finally:
-            syscalls.setfsuid(0)
         self.count += 1
         return inode.backing
 
@@ -78,6 +71,6 @@ class Passthrough:
         self.count -= 1
         if self.device >= 0:
             try:
-                fcntl.ioctl(self.device, _BACKING_CLOSE, bytearray(_BACKING_ID.pack(number)))
+                _calls.backing_close(self.device, number)
             except OSError as error:
                 log.error("backing id %d cannot be given back: %s", number, error.strerror)

@@ -9,7 +9,7 @@ import trio
 
 from volfs.fs.cache import CachePolicy
 from volfs.fs.caller import Caller
-from volfs.fs.kernel import _tap, protocol
+from volfs.fs.kernel import _calls, _tap, protocol  # noqa: F401  (all of them are needed)
 from volfs.fs.kernel.directory_requests import DirectoryRequests
 from volfs.fs.kernel.file_requests import FileRequests
 from volfs.fs.kernel.lock_requests import LockRequests

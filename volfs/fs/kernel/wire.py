@@ -24,6 +24,17 @@ log = logging.getLogger(__name__)
 Answer = Data | Later[Any] | None
 Method = Callable[[int, bytes, Who], Answer]
 
+_ANONYMOUS = Who(0, 0, 0)
+_FOR_ANYBODY = frozenset(
+    (
+        *(Opcode.LOOKUP, Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.GETATTR, Opcode.READLINK),
+        *(Opcode.UNLINK, Opcode.RENAME, Opcode.RENAME2, Opcode.LINK, Opcode.GETXATTR),
+        *(Opcode.READ, Opcode.WRITE, Opcode.RELEASE, Opcode.FLUSH, Opcode.FSYNC),
+        *(Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR, Opcode.SETATTR),
+    )
+)
+"""Frequent requests whose sender does not matter, as the kernel has checked what they may."""
+
 _TURN = 64
 """Requests answered before the event loop gets its turn."""
 
@@ -65,12 +76,14 @@ class Wire:
 
     def _answering(self, opcode: Opcode, method: Method) -> Callable[..., object]:
         name = opcode.name.lower()
+        anonymous = opcode in _FOR_ANYBODY
 
         def answer(
             unique: int, node_id: int, uid: int, gid: int, pid: int, body: bytes
         ) -> Data | int | None:
             try:
-                result = method(node_id, body, Who(uid, gid, pid))
+                who = _ANONYMOUS if anonymous else Who(uid, gid, pid)
+                result = method(node_id, body, who)
             except Exception as error:  # noqa: BLE001  (errno_of logs what is unexpected)
                 return errno_of(error, name)
             if result is None:
