@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import Child
-from tests.conftest import Mounted, MountFactory, wait_for
+from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
 from tests.mount.comparing import Pair
 from tests.mount.locker import Locker
 
@@ -37,37 +37,59 @@ class Sides:
     one_path: Path
     other_path: Path
     kind: str
-    """native, tree (both are in it), out (one is in the tree, the other not), in (reversed)."""
-
-    @property
-    def same_order(self) -> bool:
-        """Whether what one did is seen by the other at once, even a close."""
-        return self.kind != "out"
 
     def gets(self, attempt: Callable[[], object]) -> None:
         """What was dropped by closing can be had: at once, or from outside a moment later."""
-        if self.same_order:
+        if self.kind in ("native", "tree", "in"):
             assert attempt() is None
         else:
             wait_for(lambda: attempt() is None, "the lock to be dropped")
 
 
-@pytest.fixture(params=["native", "tree", "out", "in"])
+@pytest.fixture(scope="module")
+def nested(shared: Mounted) -> Iterator[Mounted]:
+    """A tree whose scope lies in another, and so is taken for a network filesystem."""
+    (shared.mnt / "below").mkdir()
+    scope = shared.mnt / "below/scope"
+    scope.mkdir()
+    with open_workspace() as workspace, mounting(workspace) as mount:
+        yield mount(scope=scope, no_passthrough=True)
+
+
+KINDS = ("native", "tree", "out", "in")
+"""Who is where: both in a plain directory, both in the tree, one in the tree and the other on the
+real path, and the reverse."""
+
+everywhere = pytest.mark.parametrize("sides", [*KINDS, "nested", "nested-out"], indirect=True)
+"""Also in the tree that has its scope in another."""
+
+
+@pytest.fixture(params=KINDS)
 def sides(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Sides]:
-    tops = {
-        "native": (pair.native, pair.native),
-        "tree": (pair.mounted, pair.mounted),
-        "out": (pair.mounted, pair.data),
-        "in": (pair.data, pair.mounted),
-    }[request.param]
+    kind = request.param
+    if kind in KINDS:
+        tops = {
+            "native": (pair.native, pair.native),
+            "tree": (pair.mounted, pair.mounted),
+            "out": (pair.mounted, pair.data),
+            "in": (pair.data, pair.mounted),
+        }[kind]
+    else:
+        tree: Mounted = request.getfixturevalue("nested")
+        below: Mounted = request.getfixturevalue("shared")
+        volume = pair.native.name
+        (tree.mnt / volume).mkdir()
+        data = below.data("below") / tree.data(volume).relative_to(below.mnt / "below")
+        tops = (tree.mnt / volume, data if kind == "nested-out" else tree.mnt / volume)
     (tops[0] / "file").write_bytes(b"content" * 10)
     with Locker() as one, Locker() as other:
-        yield Sides(one, other, tops[0] / "file", tops[1] / "file", request.param)
+        yield Sides(one, other, tops[0] / "file", tops[1] / "file", kind)
 
 
 # -- what excludes what
 
 
+@everywhere
 def test_flock(sides: Sides) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
     assert sides.one("flock", one, EXCLUSIVE) is None
@@ -91,6 +113,7 @@ def test_flock_needs_no_right_to_write(sides: Sides) -> None:
     assert sides.other("flock", other, SHARED) == "EAGAIN"
 
 
+@everywhere
 def test_record_locks(sides: Sides) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
     assert sides.one("set", one, WRITE, 10, 10) is None
@@ -129,6 +152,7 @@ def test_record_locks_are_changed_in_place(sides: Sides) -> None:
     assert sides.other("set", other, READ, 10, 1) == "EAGAIN"
 
 
+@everywhere
 def test_locks_of_descriptions(sides: Sides) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
     second = sides.one("open", sides.one_path)
@@ -154,12 +178,13 @@ def test_a_file_open_for_one_only(sides: Sides) -> None:
     assert sides.one("set", one, READ) == "EAGAIN"
 
 
+@everywhere
 def test_what_is_in_the_way_is_told(sides: Sides) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
     assert sides.other("get", other, WRITE) is None
     assert sides.one("set", one, WRITE, 10, 10) is None
     # On the real path nobody is told who in the tree it was.
-    who = -1 if sides.kind == "out" else sides.one.pid
+    who = -1 if sides.kind.endswith("out") else sides.one.pid
     assert sides.one("get", one, WRITE) is None
     assert sides.other("get", other, READ) == (WRITE, 10, 10, who)
     assert sides.other("get", other, READ, 0, 10) is None
@@ -171,6 +196,7 @@ def test_what_is_in_the_way_is_told(sides: Sides) -> None:
 # -- when locks end
 
 
+@everywhere
 @pytest.mark.parametrize("how", ["close", "exit", "kill"])
 @pytest.mark.parametrize("what", ["record", "record again", "description", "flock"])
 def test_locks_end_with(sides: Sides, how: str, what: str) -> None:
@@ -210,6 +236,7 @@ def test_a_child_is_another_owner(sides: Sides) -> None:
     assert sides.other("flock", other, EXCLUSIVE) == "EAGAIN"
 
 
+@everywhere
 @pytest.mark.parametrize("how", ["exit", "kill"])
 @pytest.mark.parametrize("what", ["record", "record again"])
 def test_a_child_does_not_keep_the_record_locks_of_its_parent(
@@ -233,6 +260,7 @@ def test_a_child_does_not_keep_the_record_locks_of_its_parent(
         os.kill(child, signal.SIGKILL)
 
 
+@everywhere
 @pytest.mark.parametrize("what", ["description", "flock"])
 def test_a_child_keeps_the_other_locks(sides: Sides, what: str) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
@@ -328,6 +356,7 @@ def take(locker: Locker, what: str, fd: int, kind: int = WRITE) -> None:
         assert locker("set", fd, kind) is None
 
 
+@everywhere
 @pytest.mark.parametrize("what", ["record", "flock"])
 @pytest.mark.parametrize("how", ["unlock", "close", "exit", "kill"])
 def test_who_waits_gets_it_when_it_is_dropped(sides: Sides, what: str, how: str) -> None:
@@ -346,6 +375,7 @@ def test_who_waits_gets_it_when_it_is_dropped(sides: Sides, what: str, how: str)
     assert sides.other.result() is None
 
 
+@everywhere
 @pytest.mark.parametrize("what", ["record", "flock"])
 def test_a_signal_ends_the_wait(sides: Sides, shared: Mounted, what: str) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
@@ -360,6 +390,7 @@ def test_a_signal_ends_the_wait(sides: Sides, shared: Mounted, what: str) -> Non
     assert_nobody_waits(shared)
 
 
+@everywhere
 @pytest.mark.parametrize("what", ["record", "flock"])
 def test_who_is_killed_while_it_waits_leaves_nothing(
     sides: Sides, shared: Mounted, what: str
@@ -400,6 +431,7 @@ def test_a_deadlock_is_refused(sides: Sides) -> None:
     assert sides.other.result() is None
 
 
+@everywhere
 def test_many_wait(sides: Sides, pair: Pair) -> None:
     """Each of them adds one to a number; who had no lock meanwhile would lose another's."""
     counter = pair.native / "counter"
