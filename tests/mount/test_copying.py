@@ -18,7 +18,14 @@ from pathlib import Path
 import pytest
 
 from tests.children import Child, run_as
-from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
+from tests.conftest import (
+    DEADLINE,
+    Mounted,
+    MountFactory,
+    mounting,
+    open_workspace,
+    wait_for,
+)
 from tests.mount import filesystems
 from tests.mount.comparing import Pair, outcome
 from volfs import syscalls
@@ -314,6 +321,7 @@ def test_a_copy_does_not_keep_the_daemon(in_memory: Mounted) -> None:
         wait_for(lambda: grown.exists() and grown.stat().st_size > 50 * MIB, "the copy to begin")
         in_memory.process.terminate()
         copied = child.result()
+        in_memory.process.wait(DEADLINE)
     assert 50 * MIB < copied < 4 * GIB
     assert grown.stat().st_size == copied
 
