@@ -185,7 +185,7 @@ def mounted(
     try:
         wait_until(lambda: _is_mountpoint(site.mountpoint) or daemon.poll() is not None)
         if daemon.poll() is not None or not _is_mountpoint(site.mountpoint):
-            raise BenchError(f"{fs.name} did not mount:\n{_tail(site.log)}")
+            raise BenchError(f"{fs.name} did not mount:\n{log_tail(site.log)}")
         data = site.mountpoint / fs.inside
         if make_volume and not data.exists():
             data.mkdir()
@@ -251,6 +251,7 @@ def wait_until(condition: Callable[[], bool], limit: float = START_LIMIT) -> boo
     return True
 
 
-def _tail(log: Path, lines: int = 15) -> str:
+def log_tail(log: Path, lines: int = 15) -> str:
+    """The last that a daemon said."""
     text = log.read_text(errors="replace").splitlines()[-lines:]
     return "\n".join(f"    {line}" for line in text) or "    (it printed nothing)"

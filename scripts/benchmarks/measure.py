@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.filesystems import BenchError, Caching, FileSystem, Mounted, Site, mounted
+from benchmarks.filesystems import (
+    BenchError,
+    Caching,
+    FileSystem,
+    Mounted,
+    Site,
+    log_tail,
+    mounted,
+)
 from benchmarks.workloads import Timing, Tools, Workload, run_client
 
 _GREETING = "greeting"
@@ -121,6 +129,8 @@ def run_rounds(
                         series.add(_measure(workload, fs, site, tools, pinning))
                     except (BenchError, OSError, subprocess.SubprocessError) as error:
                         series.error = str(error)
+                        if fs.command and "did not mount" not in series.error:
+                            series.error += f"\n{log_tail(site.log)}"
     return results
 
 
