@@ -116,7 +116,7 @@ def errors() -> None:
 
 
 def faults() -> None:
-    answers: Iterator[object] = iter([LookupError("oh"), "text", 512, -1, 1 << 70])
+    answers: Iterator[object] = iter([LookupError("oh"), "text", 512, -1, 1 << 70, b"short"])
 
     def attributes(unique: int, node: int, *_: object) -> object:
         answer = next(answers, NotImplemented) if node == FILE else NotImplemented

@@ -206,7 +206,8 @@ def test_errnos_and_empty_answers(start: Start) -> None:
 
 def test_what_fails_is_answered_with_eio_and_told(start: Start) -> None:
     daemon = start("faults")
-    for error in ("LookupError", "TypeError", "ValueError", "ValueError", "ValueError"):
+    errors = ("LookupError", "TypeError", "ValueError", "ValueError", "ValueError", "OSError")
+    for error in errors:
         assert errno_of(daemon.file.stat) == errno.EIO
         daemon.expect("unraisable", error)
     assert daemon.file.stat().st_size == HANDLED
