@@ -133,7 +133,7 @@ def test_data_and_holes(opened: Callable[..., int]) -> None:
     os.ftruncate(fd, 2 * MIB)
     assert ranges.seek(fd, 0, os.SEEK_DATA) == MIB
     assert ranges.seek(fd, MIB, os.SEEK_HOLE) == MIB + 4096
-    for offset in (MIB + 4096, 1 << 62, (1 << 64) - 1):
+    for offset in (MIB + 4096, 1 << 62, (1 << 64) - 1, -1):
         with pytest.raises(OSError) as caught:
             ranges.seek(fd, offset, os.SEEK_DATA)
         assert caught.value.errno == errno.ENXIO
@@ -148,9 +148,10 @@ def test_a_file_taken_for_whole_has_one_hole_at_its_end(opened: Callable[..., in
     assert ranges.seek(fd, 10, os.SEEK_DATA, whole=True) == 10
     assert ranges.seek(fd, 10, os.SEEK_HOLE, whole=True) == MIB
     for whence in (os.SEEK_DATA, os.SEEK_HOLE):
-        with pytest.raises(OSError) as caught:
-            ranges.seek(fd, MIB, whence, whole=True)
-        assert caught.value.errno == errno.ENXIO
+        for offset in (MIB, (1 << 64) - 1, -1):
+            with pytest.raises(OSError) as caught:
+                ranges.seek(fd, offset, whence, whole=True)
+            assert caught.value.errno == errno.ENXIO
 
 
 def test_blocks_come_and_go(opened: Callable[..., int]) -> None:

@@ -59,15 +59,15 @@ def seek(fd: int, offset: int, whence: int, *, whole: bool = False) -> int:
     does not do so for this request, and what copies the file would take data for a hole.
 
     Raises OSError(ENXIO) past the end of the file and, for data, in its last hole. Moves the
-    descriptor's own position, which nothing else uses. Other values of ``whence`` are EINVAL:
-    the kernel answers them itself. It passes a negative offset as the unsigned number that it
-    looks like: that is as far past the end.
+    descriptor's own position, which nothing else uses. A negative offset, or the unsigned number
+    that it looks like on the wire, is as far past the end. Other values of ``whence`` are EINVAL:
+    the kernel answers them itself.
     """
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
     if whole:
         size = os.fstat(fd).st_size
-        if offset >= size:
+        if not 0 <= offset < size:
             raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
         return offset if whence == os.SEEK_DATA else size
     try:
