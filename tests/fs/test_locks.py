@@ -335,6 +335,10 @@ async def test_files_not_open_for_writing(bench: Bench) -> None:
         assert record(fd, WRITE) == "EAGAIN", "the lock that it had is still there"
         await bench.unlock(handle, A)
         assert await bench.lock(handle, A) is None, "then through O_WRONLY"
+        await bench.unlock(handle, A)
+        bench.refused = {os.O_RDWR: errno.EACCES, os.O_WRONLY: errno.EACCES}
+        assert await bench.lock(handle, A) == "ENOLCK"
+        assert await bench.lock(handle, A, Lock(0, END, READ)) is None
         bench.refused = {os.O_RDWR: errno.EMFILE}
         await bench.unlock(handle, A)
         assert await bench.lock(handle, A) == "ENOLCK"

@@ -15,10 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from volfs.syscalls import prctl
+
 DEADLINE = 20.0
 ANYWHERE = 0
 """As ``length`` of a lock: to the end of the file, wherever that is."""
 
+_PR_SET_DUMPABLE = 4
 _FLOCK = struct.Struct("hhqqi4x")
 _NAMES = {**errno.errorcode, errno.EDEADLK: "EDEADLK", errno.EACCES: "EAGAIN"}
 
@@ -29,13 +32,16 @@ class Locker:
     Calls return what the call returned, or the name of the errno that it failed with.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, uid: int | None = None) -> None:
+        """``uid``: become this user."""
         self._pipe, theirs = multiprocessing.Pipe()
         self._ended = False
         self.pid = os.fork()
         if self.pid == 0:
             try:
                 self._pipe.close()
+                if uid is not None:
+                    _become(uid)
                 _serve(theirs)
             finally:
                 os._exit(1)
@@ -100,6 +106,14 @@ class Locker:
 
 # Numbers of fcntl and flock on x86_64 and on what uses the generic table, as aarch64.
 _LOCKING = {"x86_64": ("72", "73"), "aarch64": ("25", "32")}.get(os.uname().machine, ())
+
+
+def _become(uid: int) -> None:
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+    # As the programs of that user are. Who only became one is not to be looked at by them.
+    prctl(_PR_SET_DUMPABLE, 1)
 
 
 def _serve(pipe: Connection) -> None:

@@ -17,14 +17,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.children import Child
+from tests.children import USER, Child, run_as
 from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
 from tests.mount.comparing import Pair
 from tests.mount.locker import Locker
+from volfs import syscalls
 
 pytestmark = pytest.mark.needs_tap
 
 READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
+CLONE_NEWPID = 0x20000000
 SHARED, EXCLUSIVE, UNLOCK = fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN
 
 
@@ -278,6 +280,23 @@ def test_a_child_keeps_the_other_locks(sides: Sides, what: str) -> None:
     wait_for(lambda: sides.other(name, other, kind) is None, "the lock to be dropped")
 
 
+@pytest.mark.parametrize("sides", ["tree", "out"], indirect=True)
+def test_a_process_in_a_pid_namespace_ends(sides: Sides) -> None:
+    def in_it() -> None:
+        syscalls.unshare(CLONE_NEWPID)
+        with Locker(), Locker() as one:  # without the first there are no more in the namespace
+            fd = one("open", sides.one_path)
+            assert one("set", fd, WRITE) is None
+            assert sides.other("get", other, READ)[0] == WRITE
+            one("fork", fd)
+            one.end()
+            wait_for(lambda: sides.other("set", other, WRITE) is None, "the lock to be dropped")
+
+    other = sides.other("open", sides.other_path)
+    with Child(in_it) as child:
+        child.result()
+
+
 def test_another_program_keeps_them(sides: Sides) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
     assert sides.one("set", one, WRITE) is None
@@ -519,7 +538,35 @@ def test_sqlite(mount: MountFactory, where: str) -> None:
         assert database.execute("select value from total").fetchone() == (200,)
 
 
-# -- what it costs, and the end
+# -- by others, what it costs, and the end
+
+
+def test_a_daemon_that_is_not_root(mount: MountFactory) -> None:
+    tree = mount(user=USER)
+    run_as(lambda: (tree.mnt / "vol").mkdir(), USER)
+    path, data = tree.mnt / "vol/file", tree.data("vol") / "file"
+    run_as(path.touch, USER)
+    with Locker(USER) as one, Locker(USER) as other, Locker(USER) as outside:
+        fd, other_fd, outside_fd = one("open", path), other("open", path), outside("open", data)
+        for what in ("record", "flock"):
+            take(one, what, fd)
+            begin_to_wait(other, what, other_fd)
+            begin_to_wait(outside, what, outside_fd)
+            take(one, what, fd, NONE)
+            wait_for(lambda: not (other.busy and outside.busy), "one of them to get the lock")
+            first, second = (outside, other) if other.busy else (other, outside)
+            assert first.result() is None
+            assert second.busy
+            take(first, what, outside_fd if first is outside else other_fd, NONE)
+            assert second.result() is None
+            take(second, what, outside_fd if second is outside else other_fd, NONE)
+        take(one, "record", fd)
+        child, _ = one("fork", fd)
+        one.end()
+        try:
+            wait_for(lambda: outside("set", outside_fd, WRITE) is None, "the process's lock to go")
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 def test_files_without_locks_are_closed_without_a_request(tree: Mounted, volume: Path) -> None:

@@ -99,8 +99,9 @@ class LockTable:
         """Set or, with F_UNLCK, drop a lock; False if it is held by another.
 
         ``thread`` is the caller's, as the head of the request has it. With ``flock`` only the
-        lock's kind counts. Raises OSError: ENOLCK where no descriptor can be had for it, and
-        what the backing filesystem says.
+        lock's kind counts. Raises OSError: ENOLCK where no descriptor can be had for it (there
+        are too many, or the file may no longer be opened as the caller has it open), and what
+        the backing filesystem says.
         """
         return self._try(Request(handle, owner, lock, thread, flock)) is Tried.SET
 
@@ -268,7 +269,12 @@ class LockTable:
             if error.errno not in _NOT_FOR_WRITING:
                 raise
         least = os.O_RDONLY if kind == fcntl.F_RDLCK else os.O_WRONLY | os.O_APPEND
-        return self._open_again(inode, least)
+        try:
+            return self._open_again(inode, least)
+        except OSError as error:
+            if error.errno in _NOT_FOR_WRITING:  # EACCES would say that another has the lock
+                raise _error(errno.ENOLCK) from None
+            raise
 
     def _forget(self, file: LockedFile, number: int) -> None:
         owner = file.owners.pop(number, None)
