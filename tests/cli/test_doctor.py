@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import PROGRAM, elsewhere, process, program, volfs
+from tests.conftest import MountFactory
 
 EXPECTED = (
     *("python", "pyfuse3", "libfuse", "kernel", "/dev/fuse", "fusermount3", "mounting"),
-    *("allow-other", "open files", "scope", "file handles", "xattrs", "ACLs", "mount(8)"),
+    *("level", "allow-other", "open files", "scope", "file handles", "xattrs", "ACLs", "mount(8)"),
 )
 
 
@@ -79,3 +80,10 @@ def test_a_filesystem_that_offers_less(tmp_path: Path) -> None:
         assert result.code == 0
     finally:
         subprocess.run(["umount", directory], check=True)
+
+
+def test_a_mounted_tree_says_its_level_here_and_in_its_log(mount: MountFactory) -> None:
+    tree = mount(no_passthrough=True)
+    level = "level tap (passthrough is switched off by no-passthrough)"
+    assert f"ok tree         {tree.mnt}: {level}\n" in volfs("doctor", "--scope", tree.scope).out
+    assert f"INFO volfs.level: serving at {tree.mnt}, {level}\n" in tree.log

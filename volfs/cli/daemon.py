@@ -151,6 +151,7 @@ def log_to_stderr(level: int, *, stamp: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {form}" if stamp else form))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.getLogger("volfs.level").setLevel(min(level, logging.INFO))
 
 
 def notify(state: str) -> None:

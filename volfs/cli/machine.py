@@ -6,6 +6,7 @@ import ctypes
 import errno
 import gzip
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -25,6 +26,7 @@ from typing import Literal
 from volfs import syscalls
 from volfs.cli.scope import default_scope
 from volfs.mountinfo import MountTable
+from volfs.usage import tree_mounts
 
 _APT = "sudo apt-get install -y"
 _FUSE_DEVICE = Path("/dev/fuse")
@@ -57,10 +59,12 @@ def examine(scope: str | None) -> Iterator[Finding]:
     yield _device()
     yield _fusermount()
     yield _mounting()
+    yield _level()
     yield _allow_other()
     yield _descriptors()
     yield from _scope(Path(scope or default_scope()).absolute())
     yield _helpers()
+    yield from _trees(scope or default_scope())
 
 
 def _python() -> Finding:
@@ -202,6 +206,37 @@ def _fusermount3(*words: str, socket: int | None = None) -> None:
         raise OSError(
             errno.EPERM, done.stderr.strip() or f"fusermount3 ended with {done.returncode}"
         )
+
+
+def _level() -> Finding:
+    """How much of the work the kernel itself can do."""
+    try:
+        from volfs.fs.kernel.level import Level, highest_level
+    except ImportError:
+        return Finding("level", "limited", "not known without pyfuse3")
+    level, why = highest_level()
+    kernel = _kernel()
+    if level is Level.PASSTHROUGH and kernel.status == "limited":
+        level, why = Level.TAP, kernel.detail
+    if level is Level.PASSTHROUGH:
+        return Finding("level", "ok", "passthrough: the kernel reads and writes files itself")
+    if level is Level.TAP:
+        return Finding("level", "limited", f"tap: {why}")
+    fix = f"{_APT} gcc python3-dev, and install volfs anew"
+    return Finding("level", "limited", f"plain: {why}", fix)
+
+
+def _trees(scope: str) -> Iterator[Finding]:
+    """The scope's trees that are mounted, and at which level they are served."""
+    for mountpoint in tree_mounts(os.path.realpath(scope)):
+        try:
+            told = json.loads(os.getxattr(mountpoint, "volfs.stats"))
+        except OSError as error:
+            fix = f"volfs umount {mountpoint}"
+            yield Finding("tree", "limited", f"{mountpoint}: {error.strerror}", fix)
+            continue
+        why = f" ({told['why']})" if told["why"] else ""
+        yield Finding("tree", "ok", f"{mountpoint}: level {told['level']}{why}")
 
 
 def _allow_other() -> Finding:

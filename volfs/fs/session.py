@@ -36,6 +36,8 @@ from volfs.store import VolumeStore
 from volfs.usage import tree_mounts
 
 log = logging.getLogger(__name__)
+level_log = logging.getLogger("volfs.level")
+"""Says at which level a tree is served, once for each mount; worth a line in every log."""
 
 _FUSE_DEVICE = "/dev/fuse"
 _TASKS = 256
@@ -308,7 +310,7 @@ def _detach(target: str, scope: str) -> None:
 async def _announce(target: str, kernel: Kernel, ready: Callable[[], None]) -> None:
     await trio.to_thread.run_sync(os.stat, target)
     why = f" ({kernel.why})" if kernel.why else ""
-    log.info("serving at %s, level %s%s", target, kernel.level.value, why)
+    level_log.info("serving at %s, level %s%s", target, kernel.level.value, why)
     ready()
 
 

@@ -37,6 +37,25 @@ class Level(enum.Enum):
     PASSTHROUGH = "passthrough"
 
 
+_FOR_ROOT = "passthrough needs root with CAP_SYS_ADMIN"
+
+
+def _may_pass_through() -> bool:
+    return os.geteuid() == 0 and bool(syscalls.capget()[0] & 1 << syscalls.CAP_SYS_ADMIN)
+
+
+def highest_level() -> tuple[Level, str]:
+    """The level that a mount by this process can have at most as far as the kernel plays along,
+    and why it is no higher one."""
+    try:
+        from volfs.fs.kernel import _calls, _status, _tap  # noqa: F401  (all are needed)
+
+        _tap.attach(pyfuse3.__file__)
+    except (ImportError, RuntimeError) as error:
+        return Level.PLAIN, f"the wire cannot be tapped: {error}"
+    return (Level.PASSTHROUGH, "") if _may_pass_through() else (Level.TAP, _FOR_ROOT)
+
+
 class Kernel:
     """What one mount has agreed with the kernel.
 
@@ -120,8 +139,8 @@ class Kernel:
     def _no_passthrough(self) -> str:
         if not self._options.passthrough:
             return "passthrough is switched off by no-passthrough"
-        if os.geteuid() != 0 or not syscalls.capget()[0] & 1 << syscalls.CAP_SYS_ADMIN:
-            return "passthrough needs root with CAP_SYS_ADMIN"
+        if not _may_pass_through():
+            return _FOR_ROOT
         if self._requests.inodes[pyfuse3.ROOT_INODE].device.slow:
             return "the scope is on a network filesystem"
         return ""
