@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 import stat
@@ -17,6 +18,7 @@ import pytest
 
 from tests import levels
 from tests.cli.running import PROGRAM, ROOT, elsewhere, process, volfs
+from tests.cli.test_mounting import SERVING
 
 UNIT = files("volfs").joinpath("volfs@.service").read_text()
 PRIVATE = (
@@ -119,7 +121,9 @@ def test_the_capabilities_left_are_enough(workspace: Path) -> None:
                 vol.rmdir()
                 daemon.terminate()
                 assert daemon.wait(20) == 0
-                assert daemon.stderr and daemon.stderr.read() == ""
+                assert daemon.stderr
+                log = daemon.stderr.read()
+                assert re.fullmatch(SERVING, log)
             finally:
                 daemon.terminate()
 
