@@ -41,7 +41,7 @@ STRESSORS = {
         "lease": 300,
         "open": 2500,
     },
-    "locks": {"flock": 200_000, "locka": 200_000, "lockf": 20000, "lockofd": 200_000},
+    "locks": {"flock": 10_000, "locka": 10_000, "lockf": 2_000, "lockofd": 10_000},
     "contents": {
         "aio": 4000,
         "hdd --hdd-bytes 4M --hdd-opts wr-rnd,rd-rnd,fsync,utimes": 1500,

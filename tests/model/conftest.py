@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -33,6 +34,7 @@ def quick_scope() -> Iterator[Path]:
 @pytest.fixture
 def open_driver(scope: Path) -> Iterator[OpenDriver]:
     """Open the scope. At the end nothing may be left of any work, and no descriptor."""
+    gc.collect()  # else it may close, in between, what earlier tests left open
     before = len(os.listdir("/proc/self/fd"))
     opened: list[LocalDriver] = []
 
