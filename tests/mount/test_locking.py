@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import signal
 import sqlite3
 import subprocess
@@ -193,6 +194,42 @@ def test_what_is_in_the_way_is_told(sides: Sides) -> None:
     assert sides.one("set", one, READ, 50) is None
     assert sides.other("get", other, READ, 20) is None
     assert sides.other("get", other, WRITE, 20) == (READ, 50, 0, who)
+
+
+def test_any_sequence_of_locks(pair: Pair) -> None:
+    """Three processes, two in the tree and one on the real path, against three in a plain
+    directory: each order must have the same result."""
+    chance = random.Random(20)
+    paths = [top / "file" for top in (pair.mounted, pair.mounted, pair.data)]
+    paths += [pair.native / "file"] * 3
+    for path in (paths[0], paths[3]):
+        path.write_bytes(b"content")
+    with ExitStack() as stack:
+        lockers = [stack.enter_context(Locker()) for _ in paths]
+        open_now = [locker("open", path) for locker, path in zip(lockers, paths, strict=True)]
+        for step in range(1000):
+            who = chance.randrange(3)
+            start, length = chance.randrange(12), chance.randrange(1, 8)
+            order: tuple[object, ...] = (
+                chance.choice(("set", "set", "set", "set by description")),
+                chance.choice((READ, WRITE, NONE)),
+                start,
+                chance.choice((length, 0)) if chance.random() < 0.2 else length,
+            )
+            if chance.random() < 0.2:
+                order = ("flock", chance.choice((SHARED, EXCLUSIVE, UNLOCK)))
+            elif chance.random() < 0.2:
+                order = ("get", chance.choice((READ, WRITE)), start, length)
+            elif chance.random() < 0.03:
+                order = ("set", NONE)
+            name, *arguments = order
+            assert isinstance(name, str)
+            results = [
+                lockers[number](name, open_now[number], *arguments) for number in (who, who + 3)
+            ]
+            if name == "get":  # which of several locks is told, and whose it is, may differ
+                results = [result is not None for result in results]
+            assert results[0] == results[1], f"step {step}, by {who}: {order}"
 
 
 # -- when locks end
