@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Mounted, MountFactory, mounting, open_workspace
+from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
 from tests.mount.children import USER, run_as
-from tests.mount.comparing import Pair
+from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
 from tests.mount.test_passthrough import ACCESSES, use, wait_until_idle
 from tests.mount.test_reading_and_writing import content
@@ -63,6 +63,46 @@ def test_files_are_opened_again_whose_descriptors_were_given_up(mount: MountFact
 
     pair.same(operation)
     assert len(os.listdir(f"/proc/{tree.pid}/fd")) < FEW
+    wait_until_idle(tree)
+
+
+def test_more_files_open_for_reading_than_descriptors(mount: MountFactory) -> None:
+    """Whoever comes too late is told so; nobody else meets that there are few."""
+    tree = mount(preexec=few_descriptors)
+    pair = make_pair(tree)
+    files = [pair.mounted / f"file{number}" for number in range(2 * FEW)]
+    for number, path in enumerate(files):
+        path.write_bytes(b"%d" % number)
+    tree.drop_caches()
+    opened: list[int] = []
+    refused = set()
+    try:
+        for path in files:
+            fd = outcome(os.open, path, os.O_RDONLY)
+            if isinstance(fd, str):
+                refused.add(fd)
+            else:
+                opened.append(fd)
+        assert refused <= {"ENFILE"}
+        assert len(opened) > FEW // 2
+        for number, fd in enumerate(opened):
+            assert os.pread(fd, 10, 0) == b"%d" % number
+        # Looking at others needs none for long, if there is any.
+        seen = {outcome(lambda path=path: path.stat().st_nlink) for path in files}  # type: ignore[misc]
+        assert seen <= {1, "ENFILE"}
+        # A few closed, and all else goes on beside those that are still open.
+        for _ in range(FEW // 4):
+            os.close(opened.pop())
+        wait_for(lambda: outcome(files[-1].stat) != "ENFILE", "the releases")
+        assert [path.stat().st_nlink for path in files] == [1] * len(files)
+        (pair.mounted / "directory").mkdir()
+        (pair.mounted / "directory" / "new").write_bytes(b"content")
+        assert (pair.data / "directory" / "new").read_bytes() == b"content"
+        files[-1].rename(pair.mounted / "renamed")
+        (tree.mnt / "another").mkdir()
+    finally:
+        for fd in opened:
+            os.close(fd)
     wait_until_idle(tree)
 
 
