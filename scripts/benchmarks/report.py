@@ -120,7 +120,7 @@ def _show_run(run: Json, console: Console) -> None:
     others = [name for name in names if name != NATIVE]
     console.print(
         f"Times native, lower is better; client on processor {run['client_cpu']}, "
-        f"daemon on {run['daemon_cpu']}. Last column: volfs times the fastest peer",
+        f"daemon on {run['daemon_cpu']}. Last column: volfs to the fastest peer, ▲ where slower",
         highlight=False,
     )
     table = _table()

@@ -36,7 +36,7 @@ class Sizes:
     """How much of everything; data sizes in bytes, times in seconds."""
 
     names: int = 500
-    listing: int = 10_000
+    listing: int = 5000
     files: int = 20_000
     repository: int = 3000
     data: int = 128 * MIB
