@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import struct
+from contextlib import suppress
 from typing import NamedTuple
 
 from volfs.fs.handles import FileHandle
@@ -107,19 +108,24 @@ class Owner:
 
     def drop(self, handle: FileHandle) -> None:
         """Drop what was set through ``handle``."""
-        own = [held for held in self.held if held.handle is handle]
-        if len(own) == len(self.held):
+        rest = [held for held in self.held if held.handle is not handle]
+        if not rest:
             self.close()
-        else:
-            for held in own:
-                self.set(held._replace(kind=fcntl.F_UNLCK))
+            return
+        try:
+            for held in self.held:
+                if held.handle is handle:
+                    self.set(held._replace(kind=fcntl.F_UNLCK))
+        finally:
+            self.held = rest
 
     def close(self) -> None:
         """Drop all locks."""
         fd, self.fd = self.fd, -1
         self.held = []
         if fd >= 0:
-            os.close(fd)
+            with suppress(OSError):  # nothing was written through it that could be lost
+                os.close(fd)
 
 
 class LockedFile:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import select
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import trio
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -86,7 +89,10 @@ class ProcessEnds(Generic[T]):
 
     def _end(self, pid: int) -> None:
         for thing in self._forget(pid):
-            self._told(thing)
+            try:
+                self._told(thing)
+            except Exception:
+                log.exception("the end of process %d", pid)
 
     def _forget(self, pid: int) -> set[T]:
         pidfd = self._pidfds.pop(pid)

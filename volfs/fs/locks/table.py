@@ -149,6 +149,8 @@ class LockTable:
     def released(self, handle: FileHandle) -> None:
         """Note that nobody has an open file any more (RELEASE) and its descriptor is closed."""
         inode = handle.inode
+        if inode not in self._files:
+            return  # as good as always
         with self._exclusion(inode.device):
             file = self._files.get(inode)
             if file is None:
