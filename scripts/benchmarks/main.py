@@ -49,7 +49,7 @@ how it is kept fair:
   Requests are counted by volfs itself, for metadata and files.
   passthrough_ll finds an inode by a linear search and keeps a descriptor for each, so it
   falls behind, and at last fails, on many files; it has no extended attributes by default,
-  and creates everything as root, so that PostgreSQL cannot use it.
+  and creates everything as root, so that initdb, run by another user, fails.
   --json records every command line, every round, and the daemon's processor time per
   call, which a busy machine disturbs less than it does the clock.
 
