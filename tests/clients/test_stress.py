@@ -11,9 +11,8 @@ from tests.clients.programs import require, require_root, run
 from tests.clients.volumes import VolumeDir
 
 # Those that belong together run together, so that they also disturb each other. Left out:
-# - fsize expects EFBIG of fallocate beyond a limit: the kernel does not ask us about fallocate;
-# - fallocate and fpunch would test the same refusal and little else;
-# - chattr, file-ioctl, inode-flags, verity, fiemap are ioctls, which are not offered;
+# - fiemap and verity are ioctls that never reach a FUSE file system;
+# - fpunch and inode-flags take minutes for a few operations;
 # - fanotify, bind-mount, binderfs need capabilities or modules that a container host may lack;
 # - dirdeep counts the disk's free inodes and does nothing when anybody frees some meanwhile;
 # - io is sync(2), which waits for every file system of the machine;
@@ -58,7 +57,14 @@ STRESSORS = {
     },
     "direct": {"hdd --hdd-bytes 4M --hdd-opts direct,wr-seq,rd-seq": 2000, "aiol": 150},
     "watches": {"dnotify": 100, "inotify": 8},
+    "ranges and flags": {
+        "fallocate --fallocate-bytes 4M": 5,
+        "fsize": 100,
+        "chattr": 10,
+        "file-ioctl": 500,
+    },
 }
+NEED_TAP = {"ranges and flags"}
 
 
 def stress(volume: VolumeDir, stressors: dict[str, int], user: int | None = None) -> None:
@@ -80,7 +86,13 @@ def stress(volume: VolumeDir, stressors: dict[str, int], user: int | None = None
     assert os.listdir(volume.data) == [], "stress-ng removes what it made"
 
 
-@pytest.mark.parametrize("group", STRESSORS)
+@pytest.mark.parametrize(
+    "group",
+    [
+        pytest.param(group, marks=[pytest.mark.needs_tap] if group in NEED_TAP else [])
+        for group in STRESSORS
+    ],
+)
 def test_stressors(volume: VolumeDir, group: str) -> None:
     require("stress-ng")
     require_root()
