@@ -22,7 +22,7 @@ from pyfuse3 import (
 
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory, context, fields
 from volfs import syscalls
-from volfs.fs import entries, inodes, tree
+from volfs.fs import calls, entries, inodes, tree
 from volfs.fs.threads import WAITING
 
 DEADLINE = 20.0
@@ -41,6 +41,7 @@ BLOCKING = [
     *((syscalls, name) for name in ("renameat2", "utimensat", "open_by_handle_at")),
     *((tree, name) for name in ("fstat", "fstatat", "open_path")),
     *((entries, name) for name in ("fstat", "fstatat")),
+    *((calls, name) for name in ("chown", "chmod", "utimens", "link", "getxattr")),
     (inodes, "fstat"),
 ]  # fmt: skip
 

@@ -14,17 +14,10 @@ import resource
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from volfs import syscalls
-
-if TYPE_CHECKING:
-    setfsids = syscalls.setfsids
-else:
-    try:  # a tenth of the time
-        from volfs.fs.kernel._calls import setfsids
-    except ImportError:
-        setfsids = syscalls.setfsids
+from volfs.fs.calls import setfsids
 
 log = logging.getLogger(__name__)
 

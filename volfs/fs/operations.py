@@ -267,7 +267,10 @@ class VolumeFS(pyfuse3.Operations):
 
     @boundary
     async def getxattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> bytes:
-        return await _result(self._requests.getxattr(inode, name))
+        value = await _result(self._requests.getxattr(inode, name))
+        if value is None:
+            raise FUSEError(errno.ENODATA)
+        return value
 
     @boundary
     async def listxattr(self, inode: InodeT, ctx: RequestContext) -> Sequence[XAttrNameT]:

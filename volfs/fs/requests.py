@@ -36,6 +36,9 @@ dirty) sends writes to worker threads for as long as the second, in nanoseconds.
 
 _READ_BUFFER = 1 << 20
 
+_OPENS = 8
+"""After so many opens room is made for as many."""
+
 
 class Later(Generic[T]):
     """A result that has to be waited for: ``await later()``.
@@ -95,6 +98,7 @@ class Requests:
             tree.open_again, tree.descriptor, lambda call, inode: threads.run(call, inode)
         )
         self._stalled_until = 0
+        self._opened = _OPENS - 1
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
         self._buffer = memoryview(bytearray(_READ_BUFFER))
         self.volume_removed = trio.Event()
@@ -188,7 +192,10 @@ class Requests:
 
     def unlink(self, parent_id: int, name: bytes) -> Later[None] | None:
         parent = self._below_root(parent_id)
-        return self._run(parent, lambda: self.tree.unlink(parent, name))
+        if parent.device.slow:
+            return self.elsewhere(lambda: self.tree.unlink(parent, name), parent)
+        self.tree.unlink(parent, name)
+        return None
 
     def rmdir(self, parent_id: int, name: bytes, ctx: Requester) -> Later[None] | None:
         parent = self.inodes[parent_id]
@@ -227,14 +234,18 @@ class Requests:
     def open(self, node_id: int, flags: int, pid: int) -> FileHandle | Later[FileHandle]:
         inode = self.inodes[node_id]
         self._make_room()
-        return self._run(inode, lambda: self.tree.open(inode, flags, pid))
+        if inode.device.slow:
+            return self.elsewhere(lambda: self.tree.open(inode, flags, pid), inode)
+        return self.tree.open(inode, flags, pid)
 
     def create(
         self, parent_id: int, name: bytes, mode: int, flags: int, ctx: Requester
     ) -> tuple[FileHandle, Found] | Later[tuple[FileHandle, Found]]:
         parent = self._below_root(parent_id)
         self._make_room()
-        return self._run(parent, lambda: self.tree.create(parent, name, mode, flags, ctx))
+        if parent.device.slow:
+            return self.elsewhere(lambda: self.tree.create(parent, name, mode, flags, ctx), parent)
+        return self.tree.create(parent, name, mode, flags, ctx)
 
     def tmpfile(
         self, parent_id: int, mode: int, flags: int, ctx: Requester
@@ -244,9 +255,12 @@ class Requests:
         return self._run(parent, lambda: self.tree.tmpfile(parent, mode, flags, ctx))
 
     def _make_room(self) -> None:
-        # For the one to come too; a directory being listed has a second descriptor.
+        self._opened += 1
+        if self._opened % _OPENS:
+            return
+        # For those to come too; a directory being listed has a second descriptor.
         handles = self.handles
-        self.inodes.make_room(1 + handles.open_files + 2 * handles.open_directories)
+        self.inodes.make_room(_OPENS + handles.open_files + 2 * handles.open_directories)
 
     def read(self, fh: int, offset: int, size: int) -> Data | Later[Data]:
         handle = self.handles.file(fh)
@@ -323,12 +337,14 @@ class Requests:
         handle = self.handles.remove_file(fh)
         if handle is None:
             return None
+        if handle.inode.device.slow:
+            return self.elsewhere(lambda: self._release(handle), handle.inode)
+        self._release(handle)
+        return None
 
-        def call() -> None:
-            self.tree.release(handle)
-            self.locks.released(handle)
-
-        return self._run(handle.inode, call)
+    def _release(self, handle: FileHandle) -> None:
+        self.tree.release(handle)
+        self.locks.released(handle)
 
     # -- open directories
 
@@ -389,12 +405,13 @@ class Requests:
             return self.elsewhere(lambda: self.root.setxattr(inode, name, value, flags), inode)
         return self._run(inode, lambda: self.tree.setxattr(inode, name, value, flags, ctx))
 
-    def getxattr(self, node_id: int, name: bytes) -> bytes | Later[bytes]:
+    def getxattr(self, node_id: int, name: bytes) -> bytes | Later[bytes | None] | None:
+        """The attribute's value, None if there is none."""
         inode = self.inodes[node_id]
         if name.startswith(XATTR_PREFIX):
             return self.elsewhere(lambda: self.root.getxattr(inode, name), inode)
         if node_id == ROOT_ID:
-            raise _error(errno.ENODATA)
+            return None
         if inode.device.slow:
             return self.elsewhere(lambda: self.tree.getxattr(inode, name), inode)
         return self.tree.getxattr(inode, name)

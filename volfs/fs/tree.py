@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 from volfs import syscalls
+from volfs.fs import calls
 from volfs.fs.cache import CachePolicy
 from volfs.fs.caller import Caller, KeepingSetgid, Requester, in_group
 from volfs.fs.handles import DirectoryHandle, FileHandle, HandleTable
@@ -101,25 +102,24 @@ class Tree:
     def setattr(self, inode: Inode, changes: Changes, handle: FileHandle | None) -> Status:
         """Change what ``changes`` says, nothing moving ctime all the same; return how it is."""
         fd = self._inodes.reach(inode) if handle is None or handle.fd < 0 else handle.fd
-        path = f"/proc/self/fd/{fd}"
         # Ownership first: changing it clears setuid and setgid, which a mode may set again.
         if changes.uid is not None or changes.gid is not None or changes == NO_CHANGES:
-            os.chown(
-                path,
+            calls.chown(
+                fd,
                 -1 if changes.uid is None else changes.uid,
                 -1 if changes.gid is None else changes.gid,
             )
         if changes.mode is not None:
             mode = stat.S_IMODE(changes.mode)
             with _setgid_as_asked(mode):
-                os.chmod(path, mode)
+                calls.chmod(fd, mode)
         if changes.size is not None:
             if handle is not None and handle.fd >= 0:
                 os.ftruncate(fd, changes.size)
             else:
-                os.truncate(path, changes.size)
+                os.truncate(f"/proc/self/fd/{fd}", changes.size)
         if changes.atime is not None or changes.mtime is not None:
-            syscalls.utimensat(fd, changes.atime, changes.mtime)
+            calls.utimens(fd, changes.atime, changes.mtime)
         return fstat(fd)
 
     # -- names
@@ -201,14 +201,7 @@ class Tree:
     def link(self, inode: Inode, new_parent: Inode, new_name: bytes) -> Found:
         source = self._inodes.reach(inode)
         directory = self._inodes.reach(new_parent)
-        # linkat(2) with AT_EMPTY_PATH asks for CAP_DAC_READ_SEARCH; through /proc it does not.
-        os.link(
-            b"%d" % source,
-            new_name,
-            src_dir_fd=self._descriptors,
-            dst_dir_fd=directory,
-            follow_symlinks=True,
-        )
+        calls.link(source, directory, new_name)
         return self.found(new_parent, new_name, os.open(new_name, _LOOKUP, dir_fd=directory))
 
     # -- open files
@@ -368,11 +361,9 @@ class Tree:
                 return
         os.setxattr(path, name, value, flags)
 
-    def getxattr(self, inode: Inode, name: bytes) -> bytes:
-        opens = inode.opens
-        if opens and opens[-1].fd >= 0:  # quicker than the way through /proc
-            return os.getxattr(opens[-1].fd, name)
-        return os.getxattr(f"/proc/self/fd/{self._inodes.reach(inode)}", name)
+    def getxattr(self, inode: Inode, name: bytes) -> bytes | None:
+        """An extended attribute, None if the inode has none of that name."""
+        return calls.getxattr(self._inodes.reach(inode), name)
 
     def listxattr(self, inode: Inode) -> list[bytes]:
         return [

@@ -1,4 +1,7 @@
-"""System calls of the hot path that Python lacks. They raise OSError as the call fails."""
+"""System calls of frequent requests that Python lacks. They raise OSError as the call fails.
+
+Those on inodes take O_PATH descriptors, and are made without the GIL.
+"""
 
 def setfsids(uid: int, gid: int, /) -> None:
     """setfsuid(2) and setfsgid(2) for the calling thread. Do not report failure."""
@@ -9,3 +12,19 @@ def backing_open(device: int, fd: int, uid: int, /) -> int:
 
 def backing_close(device: int, backing_id: int, /) -> None:
     """Give a backing id back (FUSE_DEV_IOC_BACKING_CLOSE)."""
+
+def chown(fd: int, uid: int, gid: int, /) -> None:
+    """fchownat(2) of what ``fd`` refers to; -1 leaves an id alone."""
+
+def chmod(fd: int, mode: int, /) -> None:
+    """fchmodat2(2) of what ``fd`` refers to; ENOSYS before Linux 6.6."""
+
+def utimens(fd: int, atime_sec: int, atime_nsec: int, mtime_sec: int, mtime_nsec: int, /) -> None:
+    """utimensat(2) of what ``fd`` refers to; nanoseconds may be UTIME_NOW or UTIME_OMIT."""
+
+def link(fd: int, directory: int, name: bytes, /) -> None:
+    """linkat(2) of what ``fd`` refers to, without following it. Needs CAP_DAC_READ_SEARCH."""
+
+def getxattr(fd: int, name: bytes, /) -> bytes | None:
+    """getxattr(2) of what ``fd`` refers to, through /proc; None for an attribute that it has not,
+    as most that are asked for."""

@@ -227,7 +227,7 @@ class NodeRequests:
     def _listxattr(self, node_id: int, body: bytes, who: Who) -> Answer:
         size, _ = protocol.U32_PAIR.unpack_from(body)
 
-        def joined(names: list[bytes]) -> bytes:
+        def joined(names: list[bytes]) -> bytes | int:
             return _sized(b"".join(name + b"\0" for name in names), size)
 
         names = self._requests.listxattr(node_id, who)
@@ -243,9 +243,11 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> i
     return seconds * _NS + nanoseconds if valid & given else None
 
 
-def _sized(value: bytes, size: int) -> bytes:
+def _sized(value: bytes | None, size: int) -> bytes | int:
     """The reply to who asked for an attribute of at most ``size`` bytes, or, at 0, for how many
     there are."""
+    if value is None:
+        return errno.ENODATA  # not raised: it is what most are told
     if size == 0:
         return protocol.U32_PAIR.pack(len(value), 0)
     if len(value) > size:

@@ -1,8 +1,9 @@
 """Wire: requests answered where they are read, and how they are answered.
 
 Each kind of request has a method that takes node id, body and sender, and gives the body of the
-reply, None where it is empty, or a Later. They stand in three tables: node_requests (what names,
-or is about, an inode), file_requests and directory_requests (what is about something open).
+reply, None where it is empty, an errno, or a Later of these. They stand in tables: node_requests
+(what names, or is about, an inode), file_requests, directory_requests and lock_requests (what is
+about something open).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from volfs.fs.requests import Later
 
 log = logging.getLogger(__name__)
 
-Answer = Data | Later[Any] | None
+Answer = Data | int | Later[Any] | None
 Method = Callable[[int, bytes, Who], Answer]
 
 _ANONYMOUS = Who(0, 0, 0)
@@ -114,6 +115,8 @@ class Wire:
             del self._waiting[unique]
             if not self._waiting:
                 self.begin()
+        if isinstance(body, int):
+            error, body = body, None
         body = body or b""
         try:
             _tap.reply(unique, error, body)
