@@ -122,6 +122,32 @@ def test_two_processes_write_at_once(volume: VolumeDir, writers: Writers, mode: 
     assert_intact(volume.data / "database")
 
 
+@pytest.mark.needs_passthrough
+@pytest.mark.parametrize("mode", ["wal", "delete"])
+def test_one_writes_in_the_tree_and_one_behind_it(
+    volume: VolumeDir, writers: Writers, mode: str
+) -> None:
+    """As a container that has the volume and one that has the real data path.
+
+    They share the memory of WAL mode, and locks hold between them.
+    """
+    reader = create(volume.path / "database", mode)
+    working = [writers.start(volume.side(side) / "database", mode) for side in ("tree", "data")]
+    writers.go()
+    seen = 0
+    while any(process.poll() is None for process in working):
+        rows, total = totals(reader)
+        assert rows == total >= seen
+        seen = total
+    for process in working:
+        output, _ = process.communicate()
+        assert process.returncode == 0, output
+    assert totals(reader) == (2 * ROWS, 2 * ROWS)
+    reader.close()
+    assert_intact(volume.path / "database")
+    assert_intact(volume.data / "database")
+
+
 def test_lock_of_one_process_keeps_the_other_out(volume: VolumeDir) -> None:
     path = volume.path / "database"
     holder = create(path, "delete")
