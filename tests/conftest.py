@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import resource
 import shutil
 import signal
@@ -22,8 +23,8 @@ from typing import Any, Protocol
 import pytest
 
 from tests import levels
-from tests.children import CLONE_NEWNS, MS_REC_PRIVATE, run_as
-from tests.unprivileged import shared
+from tests.children import CLONE_NEWNS, MS_REC_PRIVATE, USER, run_as
+from tests.unprivileged import MS_BIND, shared
 from volfs import syscalls
 
 MS_REMOUNT = 32
@@ -42,11 +43,27 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     levels.choose(config.getoption("--level"))
-    if hasattr(config, "workerinput") and os.geteuid() == 0:
-        # Of several workers, none gets copies of another's mounts into the namespaces that its
-        # tests make: those would keep them in use.
-        syscalls.unshare(CLONE_NEWNS)
-        syscalls.mount(b"", b"/", b"", MS_REC_PRIVATE, b"")
+    if os.geteuid() == 0:
+        isolate()
+
+
+def isolate() -> None:
+    """Give this process a mount namespace of its own, in which USER has a name.
+
+    Of several workers, none gets copies of another's mounts into the namespaces that its tests
+    make, which would keep them in use. And fusermount3(1) mounts only for users with a name.
+    """
+    syscalls.unshare(CLONE_NEWNS)
+    syscalls.mount(b"", b"/", b"", MS_REC_PRIVATE, b"")
+    try:
+        pwd.getpwuid(USER)
+    except KeyError:
+        users = Path("/etc/passwd")
+        with tempfile.NamedTemporaryFile("w", prefix="volfs-test-") as copy:
+            copy.write(f"{users.read_text()}volfs-test:x:{USER}:{USER}::/:/bin/sh\n")
+            copy.flush()
+            os.chmod(copy.name, 0o644)
+            syscalls.mount(copy.name.encode(), os.fsencode(users), b"", MS_BIND, b"")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

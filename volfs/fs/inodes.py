@@ -191,6 +191,18 @@ class InodeTable:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self._open_again(inode)
 
+    def at_hand(self, node_id: int) -> int:
+        """The descriptor of an inode, if it has one and nothing more is to be done or noted when
+        its attributes are asked for; else -1."""
+        inode = self._nodes.get(node_id)
+        if inode is None or inode.fd < 0 or inode.listed or inode.device.slow:
+            return -1
+        try:
+            self._recent.move_to_end(inode)
+        except KeyError:  # a worker thread evicted it this instant
+            return -1
+        return inode.fd
+
     def evict(self, inode: Inode) -> None:
         """Close the inode's descriptor, keeping what finds it again."""
         with self._lock:
@@ -252,7 +264,7 @@ class InodeTable:
 
     def _find(self, device: Device, ino: int) -> tuple[int, Inode | None]:
         """The node id of an inode and, if it is known, the Inode."""
-        node_id = device.node_id(ino)
+        node_id = device.node_id(ino) if device.base or not ino else ino
         inode = self._nodes.get(node_id)
         while inode is not None and (inode.ino != ino or inode.device is not device):
             # Taken by a file of another device; rare enough for any other number to do.

@@ -40,12 +40,10 @@ class Listings:
         if inode.parent is not None:
             inode.parent.searched = True
 
-    def searched(self, directory: Inode) -> None:
-        """Note that a name in ``directory`` is looked up."""
-        directory.searched = True
-        if directory.bare:  # listed without attributes, to be regretted
-            directory.bare = False
-            self._attributes_pay(_REGRET)
+    def regret(self, directory: Inode) -> None:
+        """Note that a directory listed without attributes is searched."""
+        directory.bare = False
+        self._attributes_pay(_REGRET)
 
     def _attributes_pay(self, change: int) -> None:
         self._paying = min(max(self._paying + change, 0), _REGRET * 8)

@@ -126,7 +126,9 @@ class Tree:
 
     def lookup(self, parent: Inode, name: bytes) -> Found | None:
         """What ``name`` in ``parent`` is, counted as looked up; None if it is absent."""
-        self.listings.searched(parent)
+        parent.searched = True
+        if parent.bare:
+            self.listings.regret(parent)
         found = open_path(self._inodes.reach(parent), name)
         if found is None:
             return None

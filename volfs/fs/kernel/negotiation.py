@@ -91,20 +91,21 @@ def negotiate(
         | Flag.POSIX_LOCKS
         | Flag.FLOCK_LOCKS
         | Flag.AUTO_INVAL_DATA
-        | Flag.READDIRPLUS
         | Flag.DIRECT_IO_ALLOW_MMAP
         | Flag.INIT_EXT
     )
+    # Listings decide themselves which entries carry attributes; changes behind the mount must
+    # not leave stale pages; libfuse takes the longer SETXATTR for the shorter.
+    refused = Flag.READDIRPLUS_AUTO | Flag.EXPLICIT_INVAL_DATA | Flag.SETXATTR_EXT
     if caches:
-        wanted |= Flag.CACHE_SYMLINKS
+        wanted |= Flag.CACHE_SYMLINKS | Flag.READDIRPLUS
+    else:  # an entry whose attributes may not be kept is as well listed without
+        refused |= Flag.READDIRPLUS
     if passthrough:
         wanted |= Flag.PASSTHROUGH
     if lists_by_inode:
         wanted |= Flag.NO_OPENDIR_SUPPORT
-    flags = (flags | wanted) & offered
-    # Listings decide themselves which entries carry attributes; changes behind the mount must
-    # not leave stale pages; libfuse takes the longer SETXATTR for the shorter.
-    flags &= ~(Flag.READDIRPLUS_AUTO | Flag.EXPLICIT_INVAL_DATA | Flag.SETXATTR_EXT)
+    flags = (flags | wanted) & offered & ~refused
     if passthrough and not flags & Flag.PASSTHROUGH:
         passthrough = False
         why_no_passthrough = "the kernel does not offer it (it came with Linux 6.9)"

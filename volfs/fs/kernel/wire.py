@@ -36,8 +36,9 @@ _FOR_ANYBODY = frozenset(
 )
 """Frequent requests whose sender does not matter, as the kernel has checked what they may."""
 
-_TURN = 64
-"""Requests answered before the event loop gets its turn."""
+_TURN = 256
+_TURN_WHILE_WAITING = 32
+"""Requests answered before the event loop gets its turn; fewer while others wait for it."""
 
 _SPIN = 64
 """How many times the descriptor is looked at before the process goes to sleep, as long as that
@@ -100,7 +101,7 @@ class Wire:
 
     def _start(self, opcode: Opcode, unique: int, later: Any) -> None:
         if not self._waiting:
-            _tap.set_drain(_TURN, 0, 0)  # the event loop has something to do
+            _tap.set_drain(_TURN_WHILE_WAITING, 0, 0)  # the event loop has something to do
         self._waiting[unique] = later.interrupt
         assert self.nursery is not None
         self.nursery.start_soon(self._finish, opcode, unique, later)
