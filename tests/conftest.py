@@ -88,11 +88,6 @@ def wait_for(condition: Callable[[], object], what: str, deadline: float = DEADL
         time.sleep(0.01)
 
 
-def as_user(uid: int, call: Callable[[], object], *, gid: int | None = None) -> None:
-    """Run ``call`` as this user: see run_as."""
-    run_as(call, uid, gid=gid)
-
-
 def volfs(scope: Path, *arguments: str) -> str:
     """Run a ``volfs`` command on a scope and return what it printed."""
     done = subprocess.run(

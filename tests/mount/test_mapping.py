@@ -15,8 +15,8 @@ from random import Random
 
 import pytest
 
+from tests.children import OTHER, run_as
 from tests.conftest import Mounted, MountFactory, wait_for
-from tests.mount.children import OTHER, run_as
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
 from tests.mount.test_passthrough import ACCESSES, use, wait_until_idle

@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import OTHER, USER, Child, run_as
 from tests.conftest import Mounted, wait_for
-from tests.mount.children import OTHER, USER, Child, run_as
 from tests.mount.comparing import Pair, outcome
 from tests.mount.test_reading_and_writing import content
 

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import OTHER, USER, Child, run_as
 from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
-from tests.mount.children import OTHER, USER, Child, run_as
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
 from tests.mount.filesystems import ext4

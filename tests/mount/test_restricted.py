@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.children import USER, run_as
 from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
-from tests.mount.children import USER, run_as
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
 from tests.mount.test_passthrough import ACCESSES, use, wait_until_idle

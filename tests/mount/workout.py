@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.mount.children import Child
+from tests.children import Child
 from tests.mount.comparing import outcome
 from tests.mount.test_reading_and_writing import content
 
