@@ -213,7 +213,7 @@ def refuse_backing_files() -> None:
 def refusing() -> Iterator[Mounted]:
     """A mount to which the kernel gives no backing file."""
     with open_workspace() as workspace, mounting(workspace) as mount:
-        yield mount(preexec=refuse_backing_files)
+        yield mount(preexec=refuse_backing_files, level="tap")
 
 
 @pytest.mark.parametrize("way", WORKOUT)

@@ -22,6 +22,11 @@ from volfs.fs.calls import setfsids
 log = logging.getLogger(__name__)
 
 
+UNRESERVED = 0xFFFF_FFFD
+"""An fsuid and fsgid that nobody has, and no filesystem keeps its reserve for: ext4's is for uid
+0, or, as some distributions make it, for nobody (resuid in ext4(5))."""
+
+
 class Requester(Protocol):
     """Who sent a request: fsuid, fsgid, process id (0 outside our namespace) and umask."""
 
@@ -54,7 +59,7 @@ class Caller:
           because the daemon happens to be a member of the group (CVE-2022-0358 in virtiofsd);
         - no effective CAP_FSETID: writes and truncations made for others then clear setuid and
           setgid bits, as POSIX asks;
-        - no effective CAP_SYS_RESOURCE: root's reserve of the filesystem stays root's;
+        - no effective CAP_SYS_RESOURCE, which opens the filesystem's reserve to whoever has it;
         - setfsuid changes the identity and not the capabilities (SECBIT_NO_SETUID_FIXUP): the
           kernel has checked permission with groups that the daemon does not have.
         """

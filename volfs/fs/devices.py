@@ -44,16 +44,18 @@ class Device:
     ``mount_id``: the mount that the anchor is on, and so what is opened with it.
     ``nowait``: preadv2's RWF_NOWAIT works on it.
     ``passthrough``: as far as is known, the kernel can read its files itself.
+    ``reserves``: it keeps blocks for root.
     ``base``: what is added to inode numbers in node ids; 0 where these are the numbers.
     """
 
-    __slots__ = ("anchor", "base", "dev", "mount_id", "nowait", "passthrough", "slow")
+    __slots__ = ("anchor", "base", "dev", "mount_id", "nowait", "passthrough", "reserves", "slow")
 
     def __init__(self, dev: int, fd: int, *, main: bool) -> None:
         self.dev = dev
         self.slow = syscalls.filesystem_type(fd) in _NETWORK
         self.nowait = True
         self.passthrough = True
+        self.reserves = not self.slow and _has_reserve(fd)
         self.base = (
             0
             if main
@@ -75,6 +77,11 @@ class Device:
         if self.anchor >= 0:
             os.close(self.anchor)
             self.anchor = -1
+
+
+def _has_reserve(fd: int) -> bool:
+    status = os.fstatvfs(fd)
+    return status.f_bavail != status.f_bfree
 
 
 def _anchor(fd: int) -> tuple[int, int]:

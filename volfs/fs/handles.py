@@ -150,9 +150,13 @@ class RootHandle:
 
 
 class HandleTable:
-    """Numbers for open files and directories."""
+    """Numbers for open files and directories.
+
+    ``descriptors`` is how many the open files have of their own.
+    """
 
     def __init__(self) -> None:
+        self.descriptors = 0
         self._numbers = itertools.count(1)
         self._files: dict[int, FileHandle] = {}
         self._directories: dict[int, DirectoryHandle | RootHandle] = {}
@@ -161,6 +165,7 @@ class HandleTable:
         """Keep an open file and return its number."""
         number = handle.number = next(self._numbers)
         self._files[number] = handle
+        self.descriptors += handle.fd >= 0
         _pin(handle)
         return number
 
@@ -190,6 +195,7 @@ class HandleTable:
         """Drop an open file from the table and return it; its descriptor is still open."""
         handle = self._files.pop(number, None)
         if handle is not None:
+            self.descriptors -= handle.fd >= 0
             _unpin(handle)
         return handle
 

@@ -137,6 +137,15 @@ class InodeTable:
                 inode.parent = parent
                 inode.name = name
 
+    def is_unpinned(self, status: Status) -> bool:
+        """Whether the file with this stat is known, and nothing keeps its number from being
+        given away once it is deleted."""
+        device = self._devices.get(status.st_dev)
+        if device is None:
+            return False
+        _, inode = self._find(device, status.st_ino)
+        return inode is not None and inode.fd < 0 and not inode.opens
+
     def forget(self, node_id: int, lookups: int) -> None:
         """Take back ``lookups`` lookup counts; at zero the inode is dropped."""
         with self._lock:
@@ -353,13 +362,16 @@ class InodeTable:
         inode.fd = fd
         self._recent[inode] = None
         if len(self._recent) > self._capacity:
-            self._evict_oldest()
+            self._evict_oldest(inode)
 
-    def _evict_oldest(self) -> None:
+    def _evict_oldest(self, kept: Inode | None = None) -> None:
+        """Make room, but never by ``kept``, which was needed this instant."""
         for _ in range(len(self._recent) - self._capacity + _LEAST):
             if len(self._recent) <= self._capacity:
                 break
             inode = next(iter(self._recent))
+            if inode is kept:
+                break
             self._learn_handle(inode, inode.fd)
             if inode.pins or inode.backing or (_is_volume_top(inode) and not inode.reopens):
                 # In use by a worker thread, open without a descriptor of its own, or not to be

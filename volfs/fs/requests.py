@@ -260,7 +260,7 @@ class Requests:
             return
         # For those to come too; a directory being listed has a second descriptor.
         handles = self.handles
-        self.inodes.make_room(_OPENS + handles.open_files + 2 * handles.open_directories)
+        self.inodes.make_room(_OPENS + handles.descriptors + 2 * handles.open_directories)
 
     def read(self, fh: int, offset: int, size: int) -> Data | Later[Data]:
         handle = self.handles.file(fh)
@@ -296,8 +296,10 @@ class Requests:
         start = time.monotonic_ns()
         if handle.synchronous or handle.inode.device.slow or start < self._stalled_until:
             kept = bytes(data)  # the caller's buffer is its own again when we return
-            return self.elsewhere(lambda: handle.write(kept, offset, append), handle.inode)
-        written = handle.write(data, offset, append)
+            return self.elsewhere(
+                lambda: self.tree.write(handle, kept, offset, append), handle.inode
+            )
+        written = self.tree.write(handle, data, offset, append)
         end = time.monotonic_ns()
         if end - start > _STALL_NS:
             self._stalled_until = end + _STALL_MEMORY_NS

@@ -309,6 +309,7 @@ def _detach(target: str, scope: str) -> None:
 
 async def _announce(target: str, kernel: Kernel, ready: Callable[[], None]) -> None:
     await trio.to_thread.run_sync(os.stat, target)
+    kernel.probe()
     why = f" ({kernel.why})" if kernel.why else ""
     level_log.info("serving at %s, level %s%s", target, kernel.level.value, why)
     ready()

@@ -16,8 +16,8 @@ from typing import NamedTuple, Protocol
 from volfs import syscalls
 from volfs.fs import calls
 from volfs.fs.cache import CachePolicy
-from volfs.fs.caller import Caller, KeepingSetgid, Requester, in_group
-from volfs.fs.handles import DirectoryHandle, FileHandle, HandleTable
+from volfs.fs.caller import UNRESERVED, Caller, KeepingSetgid, Requester, in_group
+from volfs.fs.handles import Data, DirectoryHandle, FileHandle, HandleTable
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
 from volfs.fs.listing import Listings
@@ -174,7 +174,24 @@ class Tree:
         return self._inodes.remember(status, parent, name, fd, created=True), status
 
     def unlink(self, parent: Inode, name: bytes) -> None:
-        os.unlink(name, dir_fd=self._inodes.reach(parent))
+        directory = self._inodes.reach(parent)
+        self._pin_victim(parent, name, directory)
+        os.unlink(name, dir_fd=directory)
+
+    def _pin_victim(self, parent: Inode, name: bytes, directory: int) -> None:
+        """Have a descriptor of a file that is about to lose a name, if it is known.
+
+        The kernel knows it until it forgets it, and so long its number must not be another's.
+        """
+        try:
+            status = fstatat(directory, name)
+        except FileNotFoundError:
+            return
+        if self._inodes.is_unpinned(status):
+            found = open_path(directory, name)
+            if found is not None:
+                fd, status = found
+                self._inodes.remember(status, parent, name, fd, lookups=0)
 
     def rmdir(self, parent: Inode, name: bytes) -> None:
         os.rmdir(name, dir_fd=self._inodes.reach(parent))
@@ -184,6 +201,8 @@ class Tree:
     ) -> None:
         source = self._inodes.reach(parent)
         target = self._inodes.reach(new_parent)
+        if not flags:
+            self._pin_victim(new_parent, new_name, target)
         if flags:
             syscalls.renameat2(source, name, target, new_name, flags)
         else:
@@ -229,12 +248,20 @@ class Tree:
         self._handles.add_file(handle)
         return handle
 
+    def write(self, handle: FileHandle, data: Data, offset: int, append: bool | None) -> int:
+        """FileHandle.write, without what the filesystem reserves for root."""
+        if self._root and handle.inode.device.reserves:
+            with self._caller.acting(UNRESERVED, UNRESERVED, 0):
+                return handle.write(data, offset, append)
+        return handle.write(data, offset, append)
+
     def descriptor(self, handle: FileHandle) -> int:
         """The descriptor of an open file, opened now if it was not needed so far."""
         if handle.fd < 0:
             fd = self._open_backing(handle.inode, os.O_RDONLY)
             if handle.fd < 0:
                 handle.fd = fd
+                self._handles.descriptors += 1
             else:  # another thread was faster
                 os.close(fd)
         return handle.fd

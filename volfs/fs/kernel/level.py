@@ -74,6 +74,7 @@ class Kernel:
         self._requests = requests
         self._passthrough = passthrough
         self._options = options
+        self._scope_fd = scope_fd
         self._filesystem = syscalls.filesystem_type(scope_fd)
         self._session: TappedSession | None = None
         self.level = Level.PLAIN
@@ -100,6 +101,17 @@ class Kernel:
             return False
         self._session.begin(nursery)
         return True
+
+    def probe(self) -> None:
+        """Try passthrough, once the mount answers; without it if the kernel refuses. May block
+        for a moment."""
+        if self.level is not Level.PASSTHROUGH:
+            return
+        why = self._passthrough.probe(self._scope_fd)
+        if why:
+            self._passthrough.device = -1
+            self.level = Level.TAP
+            self.why = f"the kernel refuses passthrough of the scope's files: {why}"
 
     def statistics(self) -> dict[str, object]:
         """What there is to say beside the tables' counters."""

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import os
 
+from volfs.fs.caller import UNRESERVED
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
 
@@ -19,10 +21,6 @@ with contextlib.suppress(ImportError):  # then there is no tap, and no device ei
     from volfs.fs.kernel import _calls
 
 log = logging.getLogger(__name__)
-
-_NOBODY = 65534
-"""The kernel reads and writes backing files with the identity that the daemon has when it opens
-the id. Root's could use the blocks that the filesystem reserves for root."""
 
 _FOR_GOOD = frozenset((errno.EPERM, errno.ELOOP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL))
 """What BACKING_OPEN answers where it will never do: not allowed, a filesystem stacked too deep,
@@ -40,6 +38,21 @@ class Passthrough:
         self.device = -1
         self.count = 0
 
+    def probe(self, directory: int) -> str:
+        """Why no file on the filesystem of ``directory`` can be passed through, as far as can
+        be told by trying; empty if nothing is known against it."""
+        try:
+            fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        except OSError:
+            return ""
+        try:
+            _calls.backing_close(self.device, _calls.backing_open(self.device, fd, UNRESERVED))
+        except OSError as error:
+            return error.strerror or str(error)
+        finally:
+            os.close(fd)
+        return ""
+
     def acquire(self, inode: Inode, fd: int = -1) -> int:
         """The backing id of a file that is being opened; 0 if the daemon has to serve it.
 
@@ -54,7 +67,9 @@ class Passthrough:
         if fd < 0:
             fd = self._inodes.reach(inode)
         try:
-            inode.backing = _calls.backing_open(self.device, fd, _NOBODY)
+            # The kernel then reads and writes with the identity that we have now. Root's could
+            # use the blocks that the filesystem reserves for root.
+            inode.backing = _calls.backing_open(self.device, fd, UNRESERVED)
         except OSError as error:
             if error.errno in _FOR_GOOD:
                 device.passthrough = False
