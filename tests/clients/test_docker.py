@@ -14,8 +14,6 @@ from tests.clients.programs import daemon, require, require_root, run
 from tests.clients.volumes import VolumeDir
 from tests.conftest import Mounted, wait_for
 
-pytestmark = pytest.mark.xdist_group("docker")
-
 
 class Docker(Engine):
     """A client of the private daemon."""

@@ -13,8 +13,6 @@ from tests.clients.programs import require, require_root, run
 from tests.clients.volumes import VolumeDir
 from tests.conftest import Mounted, open_workspace, wait_for
 
-pytestmark = pytest.mark.xdist_group("podman")
-
 CONFIG = """
 [containers]
 # Raising limits needs CAP_SYS_RESOURCE, which a test machine may not have.

@@ -106,11 +106,6 @@ def test_no_request_ends_for_the_whole_mount(
 ) -> None:
     """The kernel takes ENOSYS for an answer for good."""
     fd = opened("a", b"abc")
-    monkeypatch.setattr(os, "copy_file_range", failing(errno.ENOSYS))
-    monkeypatch.setattr(os, "lseek", failing(errno.ENOSYS))
-    monkeypatch.setattr(os, "open", failing(errno.ENOSYS))
-    monkeypatch.setattr(syscalls, "fallocate", failing(errno.ENOSYS))
-    monkeypatch.setattr(fcntl, "ioctl", failing(errno.ENOSYS))
     calls: dict[str, tuple[int, Callable[[], object]]] = {
         "copy": (errno.EOPNOTSUPP, lambda: ranges.copy(fd, 0, fd, 3, 3, 0, never)),
         "seek": (errno.EOPNOTSUPP, lambda: ranges.seek(fd, 0, os.SEEK_DATA)),
@@ -118,10 +113,16 @@ def test_no_request_ends_for_the_whole_mount(
         "make_unnamed": (errno.EOPNOTSUPP, lambda: unnamed.make_unnamed(fd, os.O_RDWR, 0o600)),
         "get_flags": (errno.ENOTTY, lambda: flags.get_flags(fd)),
     }
-    for name, (number, call) in calls.items():
-        with pytest.raises(OSError) as caught:
-            call()
-        assert caught.value.errno == number, name
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "copy_file_range", failing(errno.ENOSYS))
+        patch.setattr(os, "lseek", failing(errno.ENOSYS))
+        patch.setattr(os, "open", failing(errno.ENOSYS))
+        patch.setattr(syscalls, "fallocate", failing(errno.ENOSYS))
+        patch.setattr(fcntl, "ioctl", failing(errno.ENOSYS))
+        for name, (number, call) in calls.items():
+            with pytest.raises(OSError) as caught:
+                call()
+            assert caught.value.errno == number, name
 
 
 # -- holes and allocation
