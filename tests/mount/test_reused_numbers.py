@@ -21,11 +21,16 @@ from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
 
 
-def make(path: Path, data: bytes) -> None:
-    """Create a file with as few requests as there can be, so that little is known of it."""
+def make(path: Path, data: bytes) -> int:
+    """Create a file with as few requests as there can be, and return its inode number.
+
+    So the daemon has no reason to keep anything of it when it is closed.
+    """
     fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     os.write(fd, data)
+    number = os.fstat(fd).st_ino
     os.close(fd)
+    return number
 
 
 def test_a_removed_file_is_not_the_next_one(pair: Pair) -> None:
@@ -35,9 +40,8 @@ def test_a_removed_file_is_not_the_next_one(pair: Pair) -> None:
         told: list[object] = []
         for way in ("unlink", "rename"):
             path = top / way
-            make(path, b"old")
+            number = make(path, b"old")
             known = os.open(path, os.O_PATH)
-            number = os.fstat(known).st_ino
             if way == "unlink":
                 path.unlink()
             else:
