@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import levels
 from tests.children import USER, run_as
 from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
 from tests.mount.comparing import Pair, outcome
@@ -213,7 +214,8 @@ def refuse_backing_files() -> None:
 def refusing() -> Iterator[Mounted]:
     """A mount to which the kernel gives no backing file."""
     with open_workspace() as workspace, mounting(workspace) as mount:
-        yield mount(preexec=refuse_backing_files, level="tap")
+        highest: levels.Level = "tap" if levels.chosen() == "passthrough" else levels.chosen()
+        yield mount(preexec=refuse_backing_files, level=highest)
 
 
 @pytest.mark.parametrize("way", WORKOUT)
