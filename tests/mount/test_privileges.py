@@ -364,9 +364,8 @@ def room(path: Path) -> tuple[int, int]:
     return status.f_bavail * status.f_frsize, status.f_bfree * status.f_frsize
 
 
-@pytest.mark.needs_passthrough
 def test_a_user_fills_the_filesystem_up_to_the_reserve(full: Pair) -> None:
-    """As natively; root's tenth stays. At lower levels it is a daemon of root that writes."""
+    """As natively; root's tenth stays."""
     available, free = room(full.native)
     assert free - available > 2 * MIB
     expected, code = run_as(partial(fill, full.native / "f"))

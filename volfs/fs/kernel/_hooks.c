@@ -121,6 +121,7 @@ ssize_t writev_hook(int fd, struct iovec *iov, int count, void *Py_UNUSED(userda
 
 /* -- requests ------------------------------------------------------------------------------ */
 
+enum { LARGE = 80 << 10 }; /* bytes; beyond come only writes, and many lookups forgotten at once */
 enum outcome { ANSWERED, STARTED, DECLINED };
 
 static void unraisable(PyObject *callback, int error)
@@ -168,6 +169,26 @@ static enum outcome conclude(int fd, const struct request_header *request, PyObj
     return ANSWERED;
 }
 
+/* The body of a request: bytes, or, where copying would cost more than the call, a memoryview. */
+static PyObject *request_body(const struct request_header *request, size_t length, bool kept)
+{
+    char *start = (char *)(request + 1);
+    if (length > LARGE && !kept)
+        return PyMemoryView_FromMemory(start, length, PyBUF_READ);
+    return PyBytes_FromStringAndSize(start, length);
+}
+
+/* The memory under a memoryview is the next request's: nobody may look at it any more. */
+static void release_body(PyObject *body)
+{
+    PyObject *released = PyMemoryView_Check(body) ? PyObject_CallMethod(body, "release", NULL)
+                                                  : Py_NewRef(Py_None);
+    if (!released)
+        PyErr_WriteUnraisable(body);
+    Py_XDECREF(released);
+    Py_DECREF(body);
+}
+
 /* Call the callback of a request; if it is to go on to libfuse, remember to look at the reply. */
 static enum outcome dispatch(int fd, const struct request_header *request, size_t length)
 {
@@ -179,7 +200,7 @@ static enum outcome dispatch(int fd, const struct request_header *request, size_
         return DECLINED;
 
     enum outcome outcome = DECLINED;
-    PyObject *body = PyBytes_FromStringAndSize((const char *)(request + 1), length - bare);
+    PyObject *body = request_body(request, length - bare, tap.on_reply[opcode] != NULL);
     PyObject *unique = PyLong_FromUnsignedLongLong(request->unique);
     if (callback) {
         Py_INCREF(callback);
@@ -211,7 +232,8 @@ static enum outcome dispatch(int fd, const struct request_header *request, size_
         Py_XDECREF(entry);
     }
     Py_XDECREF(unique);
-    Py_XDECREF(body);
+    if (body)
+        release_body(body);
     return outcome;
 }
 

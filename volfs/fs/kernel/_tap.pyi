@@ -41,7 +41,8 @@ def on_request(
     from 1 to 127; None ends that.
 
     It is called in the thread that serves the session, for each request as it is read. Extensions
-    at the end of the body are cut off. It returns one of:
+    at the end of the body are cut off. A body above 80 KiB is a memoryview, only to be used until
+    the callback returns. It returns one of:
 
     - bytes, or another contiguous buffer: the body of a successful reply;
     - an errno, 1 to 511: an error reply; 0: success with an empty body;
