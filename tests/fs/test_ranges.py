@@ -221,7 +221,7 @@ def test_any_other_ioctl_is_unknown(
     opened: Callable[..., int], command: int, data: bytes, size: int, argument: int
 ) -> None:
     with pytest.raises(OSError) as caught:
-        flags.answer(opened("a"), command, data, size, argument)
+        flags.check(command, data, size, argument)
     assert caught.value.errno == errno.ENOTTY
 
 

@@ -4,7 +4,7 @@ The kernel asks on a handle of its own: OPEN or OPENDIR of the inode, one IOCTL,
 (fuse_fileattr_get and _set in fs/fuse/ioctl.c). Before it sends a change it has checked that the
 caller owns the inode, and has CAP_LINUX_IMMUTABLE for the flags that ask for it
 (vfs_fileattr_set in fs/file_attr.c). The daemon has every capability, so it must not be asked
-past those checks: see ``answer``.
+past those checks: see ``check``.
 """
 
 from __future__ import annotations
@@ -40,20 +40,26 @@ def set_flags(fd: int, flags: int) -> None:
     answer(fd, FS_IOC_SETFLAGS, flags.to_bytes(_FLAGS, sys.byteorder), 0)
 
 
-def answer(fd: int, command: int, data: bytes, size: int, argument: int = 0) -> bytes:
-    """Answer an IOCTL request about an open file or directory.
+def check(command: int, data: bytes, size: int, argument: int = 0) -> None:
+    """Raise OSError(ENOTTY) for an IOCTL request that is not to be answered.
 
     ``data`` is what came with the request, ``size`` how many bytes it asks for (in_size and
     out_size of struct fuse_ioctl_in), ``argument`` the caller's pointer (arg).
 
-    Raises OSError(ENOTTY) for everything but the four commands above, and for these when
-    ``argument`` is not 0: then a caller sent the command itself, past the kernel's checks, which
-    kernels before 5.13 let it. Likewise the 32-bit numbers of these commands, which a 64-bit
-    kernel translates for 32-bit callers and does not check for others.
+    That is everything but the four commands above, and these when ``argument`` is not 0: then a
+    caller sent the command itself, past the kernel's checks, which kernels before 5.13 let it.
+    Likewise the 32-bit numbers of these commands, which a 64-bit kernel translates for 32-bit
+    callers and does not check for others.
     """
-    asked = _SIZES.get(command)
-    if asked != (len(data), size) or argument:
+    if _SIZES.get(command) != (len(data), size) or argument:
         raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+
+
+def answer(fd: int, command: int, data: bytes, size: int) -> bytes:
+    """Answer an IOCTL request that ``check`` lets through, about an open file or directory.
+
+    Raises OSError as the filesystem answers.
+    """
     try:
         reply = fcntl.ioctl(fd, command, data or bytes(size))
     except OSError as error:

@@ -19,6 +19,8 @@ from volfs.fs.requests import Later, Requests
 from volfs.fs.status import fstat
 from volfs.fs.tree import Found
 
+_PRIVILEGES = stat.S_ISUID | stat.S_ISGID
+
 
 class FileRequests:
     """Decodes the requests, encodes the replies."""
@@ -52,15 +54,18 @@ class FileRequests:
         handle = self._requests.open(node_id, flags, who.pid)
         return handle.then(self._opened) if isinstance(handle, Later) else self._opened(handle)
 
-    def _opened(self, handle: FileHandle) -> bytes:
-        """struct fuse_open_out: how the kernel is to treat the open file."""
+    def _opened(self, handle: FileHandle, mode: int | None = None) -> bytes:
+        """struct fuse_open_out: how the kernel is to treat the open file. ``mode`` is its st_mode
+        if that is known."""
         inode = handle.inode
         flags = 0
         if inode.backing:
             flags = protocol.FOPEN_PASSTHROUGH
-            if handle.fd >= 0 and _has_privileges(handle.fd):
-                # Writing takes them away, which the daemon has to see to.
-                flags |= protocol.FOPEN_DIRECT_IO
+            if handle.fd >= 0:  # for writing
+                mode = fstat(handle.fd).st_mode if mode is None else mode
+                if mode & _PRIVILEGES:
+                    # Writing takes them away, which the daemon has to see to.
+                    flags |= protocol.FOPEN_DIRECT_IO
         elif handle.keeps_cache:
             flags = protocol.FOPEN_KEEP_CACHE
         if not self._requests.locks.wants_flush(inode):
@@ -80,10 +85,11 @@ class FileRequests:
         return self._created(self._requests.tmpfile(node_id, mode, flags, who))
 
     def _created(self, made: tuple[FileHandle, Found] | Later[tuple[FileHandle, Found]]) -> Answer:
-        if isinstance(made, Later):
-            return made.then(lambda late: self._nodes.entry(late[1]) + self._opened(late[0]))
-        handle, found = made
-        return self._nodes.entry(found) + self._opened(handle)
+        def reply(late: tuple[FileHandle, Found]) -> bytes:
+            handle, found = late
+            return self._nodes.entry(found) + self._opened(handle, found[1].st_mode)
+
+        return made.then(reply) if isinstance(made, Later) else reply(made)
 
     def _release(self, node_id: int, body: bytes, who: Who) -> Answer:
         fh, _, _, _ = protocol.RELEASE_IN.unpack_from(body)
@@ -171,6 +177,7 @@ class FileRequests:
     def _ioctl(self, node_id: int, body: bytes, who: Who) -> Answer:
         fh, ioctl_flags, command, argument, size_in, size_out = protocol.IOCTL_IN.unpack_from(body)
         data = body[protocol.IOCTL_IN.size :][:size_in]
+        flags.check(command, data, size_out, argument)
         handles = self._requests.handles
         inode: Inode
         if ioctl_flags & protocol.FUSE_IOCTL_DIR:
@@ -183,7 +190,7 @@ class FileRequests:
             fd, inode = self._requests.tree.descriptor(file), file.inode
 
         def call() -> bytes:
-            answer = flags.answer(fd, command, data, size_out, argument)
+            answer = flags.answer(fd, command, data, size_out)
             return protocol.IOCTL_OUT.pack(0, 0, 0, 0) + answer
 
         return self._requests.elsewhere(call, inode) if inode.device.slow else call()
@@ -191,7 +198,3 @@ class FileRequests:
 
 def _quick(handle: FileHandle) -> bool:
     return not handle.inode.device.slow and not handle.synchronous
-
-
-def _has_privileges(fd: int) -> bool:
-    return bool(fstat(fd).st_mode & (stat.S_ISUID | stat.S_ISGID))
