@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from pyfuse3 import FileHandleT, FUSEError, InodeT
 
+from tests.conftest import open_descriptors
 from tests.fs.conftest import Filesystem, FilesystemFactory, context
 from volfs.fs.cache import CachePolicy
 from volfs.fs.caller import Caller, in_group
@@ -60,12 +61,12 @@ def test_removed_twice_is_removed_once(fs: Filesystem, workspace: Path) -> None:
 
 def test_closing_the_table_closes_everything(fs: Filesystem, workspace: Path) -> None:
     table = HandleTable()
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     for _ in range(20):
         table.add_file(file_handle(fs, workspace))
-    assert len(os.listdir("/proc/self/fd")) == before + 20
+    assert open_descriptors() == before + 20
     table.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 async def test_each_opener_has_the_access_it_asked_for(fs: Filesystem) -> None:

@@ -17,7 +17,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.conftest import wait_for
+from tests.conftest import open_descriptors, wait_for
 from volfs.fs.devices import Device
 from volfs.fs.handles import FileHandle
 from volfs.fs.inode import Inode
@@ -716,11 +716,11 @@ async def test_processes_are_not_watched_where_flush_tells(local: Bench) -> None
     await local.lock(first, A)
     await local.release(first)
     handle = local.open(inode)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     with asking_process(local.workspace / "other", fcntl.F_SETLKW) as pid:
         assert await local.lock(handle, A, WHOLE._replace(pid=pid), thread=pid) is None
         assert local.descriptors() == 2, "the lock's and the other file's"
-    assert len(os.listdir("/proc/self/fd")) == before + 1
+    assert open_descriptors() == before + 1
     await local.unlock(handle, A)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from pyfuse3 import FileHandleT, FUSEError, InodeT
 
+from tests.conftest import open_descriptors
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory
 from volfs.fs import entries
 from volfs.fs.inode import Inode
@@ -245,12 +246,12 @@ async def test_descriptors_are_given_back(fs: Filesystem) -> None:
     top, data = fs.volume()
     fill(data, 20)
     await fs.listing(top)
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     handle = await fs.opendir(top)
     await fs.readdir(handle, 0, 5)  # not to the end
     await fs.readdir(handle, 0, 5)
     await fs.operations.releasedir(FileHandleT(handle))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 async def test_a_hundred_thousand_names(

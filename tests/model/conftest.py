@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -11,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import open_descriptors
 from tests.model.scopes import OpenDriver, age, hidden_entries
 from volfs.local import LocalDriver
 
@@ -34,8 +33,7 @@ def quick_scope() -> Iterator[Path]:
 @pytest.fixture
 def open_driver(scope: Path) -> Iterator[OpenDriver]:
     """Open the scope. At the end nothing may be left of any work, and no descriptor."""
-    gc.collect()  # else it may close, in between, what earlier tests left open
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_descriptors()
     opened: list[LocalDriver] = []
 
     def open_it(*, keep_removed: float = 86400.0, keep_free: float = 0.0) -> LocalDriver:
@@ -50,7 +48,7 @@ def open_driver(scope: Path) -> Iterator[OpenDriver]:
         assert hidden_entries(scope) == []
     for driver in opened:
         driver.close()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_descriptors() == before
 
 
 @pytest.fixture
