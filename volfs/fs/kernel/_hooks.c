@@ -144,6 +144,8 @@ static enum outcome conclude(int fd, const struct request_header *request, PyObj
         return DECLINED;
     if (result == Py_None)
         return silent ? ANSWERED : STARTED;
+    if (result == Py_Ellipsis)
+        return ANSWERED;
     if (result && PyBytes_CheckExact(result)) {
         view.buf = PyBytes_AS_STRING(result);
         view.len = PyBytes_GET_SIZE(result);

@@ -46,7 +46,8 @@ def on_request(
 
     - bytes, or another contiguous buffer: the body of a successful reply;
     - an errno, 1 to 511: an error reply; 0: success with an empty body;
-    - None: the request is answered by reply(), now or later;
+    - None: the request is answered by reply(), for which the event loop is needed;
+    - Ellipsis: it is answered by reply(), for which it is not: another thread does;
     - NotImplemented: the request goes on to libfuse as if nothing had been.
 
     FORGET and BATCH_FORGET get no reply, whatever is returned. An exception goes to

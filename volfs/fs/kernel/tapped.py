@@ -77,10 +77,10 @@ class TappedSession:
         """How many requests of each kind have been read so far."""
         return {opcode_name(opcode): count for opcode, count in sorted(_tap.counts().items())}
 
-    @staticmethod
-    def close() -> None:
+    def close(self) -> None:
         """Let go of the session, before pyfuse3 closes it."""
         _tap.close()
+        self._wire.close()
 
     def _take_back(self, opcode: int, body: bytes) -> None:
         """Undo a reply that its caller did not live to see: a look-up, an open."""

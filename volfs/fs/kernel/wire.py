@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import trio
@@ -19,6 +20,7 @@ from volfs.fs.handles import Data
 from volfs.fs.kernel import _tap
 from volfs.fs.kernel.protocol import U64, Opcode, Who, opcode_name
 from volfs.fs.requests import Later
+from volfs.fs.threads import WAITING
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +63,7 @@ class Wire:
     ) -> None:
         self.nursery: trio.Nursery | None = None
         self._take_back = take_back
+        self._threads = ThreadPoolExecutor(WAITING, "alone")
         self._waiting: dict[int, Callable[[], object] | None] = {}
         for opcode, method in methods.items():
             _tap.on_request(opcode, self._answering(opcode, method))
@@ -71,6 +74,10 @@ class Wire:
         """Go from one request to the next without the event loop from now on."""
         _tap.set_drain(_TURN, _SPIN, _LINGER_MS)
 
+    def close(self) -> None:
+        """Have what runs without the event loop end."""
+        self._threads.shutdown(cancel_futures=True)
+
     @property
     def waiting(self) -> int:
         """How many requests are still to be answered."""
@@ -80,9 +87,7 @@ class Wire:
         name = opcode.name.lower()
         anonymous = opcode in _FOR_ANYBODY
 
-        def answer(
-            unique: int, node_id: int, uid: int, gid: int, pid: int, body: bytes
-        ) -> Data | int | None:
+        def answer(unique: int, node_id: int, uid: int, gid: int, pid: int, body: bytes) -> object:
             try:
                 who = _ANONYMOUS if anonymous else Who(uid, gid, pid)
                 result = method(node_id, body, who)
@@ -90,10 +95,13 @@ class Wire:
                 return errno_of(error, name)
             if result is None:
                 return 0
-            if result.__class__ is Later:
+            if isinstance(result, Later):
+                if result.alone is not None:
+                    self._threads.submit(self._answer_alone, opcode, unique, result.alone)
+                    return ...
                 self._start(opcode, unique, result)
                 return None
-            return result  # type: ignore[return-value]
+            return result
 
         return answer
 
@@ -118,13 +126,26 @@ class Wire:
                 self.begin()
         if isinstance(body, int):
             error, body = body, None
-        body = body or b""
+        if not self._reply(opcode, unique, error, body or b"") and not error:
+            self._abandoned(opcode, unique, bytes(body or b""))
+
+    def _answer_alone(self, opcode: Opcode, unique: int, call: Callable[[], None]) -> None:
+        """Answer a request in a thread of its own, without the event loop."""
+        error = 0
+        try:
+            call()
+        except Exception as failure:  # noqa: BLE001  (errno_of logs what is unexpected)
+            error = errno_of(failure, opcode.name.lower())
+        self._reply(opcode, unique, error, b"")
+
+    def _reply(self, opcode: Opcode, unique: int, error: int, body: Data) -> bool:
+        """Answer a request; False if it has been given up."""
         try:
             _tap.reply(unique, error, body)
         except OSError as failure:
             log.debug("%s: the reply came too late: %s", opcode.name, failure.strerror)
-            if not error:
-                self._abandoned(opcode, unique, bytes(body))
+            return False
+        return True
 
     def _interrupt(
         self, unique: int, node_id: int, uid: int, gid: int, pid: int, body: bytes
