@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import logging
 import os
 import resource
@@ -12,6 +13,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pyfuse3
@@ -43,6 +45,9 @@ _FUSE_DEVICE = "/dev/fuse"
 _TASKS = 256
 """Requests in progress at once; those beyond wait in the kernel. High, since requests waiting
 for a filesystem that hangs must not keep the others from being read."""
+
+_TABLE = 1 << 16
+"""Descriptors at most that the kernel's table has room for from the start; 8 bytes each."""
 
 _SWEEP_INTERVAL = 5.0
 _SWEEP_SIZE = 1000
@@ -132,6 +137,7 @@ async def serve(
     logging.getLogger("pyfuse3").addFilter(_is_news)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     scope_fd = os.open(scope, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _enlarge_descriptor_table(scope_fd, limit)
     inodes = InodeTable(limit, reserved=len(os.listdir("/proc/self/fd")))
     handles = HandleTable()
     inodes.make_root(scope_fd)
@@ -176,6 +182,16 @@ async def serve(
             inodes.close()
             tree.close()
             os.close(scope_fd)
+
+
+def _enlarge_descriptor_table(fd: int, limit: int) -> None:
+    """Have room for as many descriptors as will be used, by using a high number for a moment.
+
+    Else the kernel doubles the table when it is full, and in a process with threads waits for all
+    processors to have seen that (expand_fdtable in fs/file.c): milliseconds amid requests.
+    """
+    with suppress(OSError):
+        os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, min(limit, _TABLE) - 1))
 
 
 def unmount(mountpoint: str, *, lazy: bool = False) -> None:
