@@ -50,6 +50,7 @@ class Caller:
     def __init__(self) -> None:
         self._switch = os.geteuid() == 0
         self._own = threading.local()
+        self._main = threading.main_thread().ident
         self._effective: int | None = None
 
     def take_privileges(self) -> None:
@@ -92,7 +93,7 @@ class Caller:
 
         Threads share the file creation mask until one of them unshares it.
         """
-        if threading.current_thread() is threading.main_thread() or hasattr(self._own, "umask"):
+        if threading.get_ident() == self._main or hasattr(self._own, "umask"):
             return
         syscalls.unshare(syscalls.CLONE_FS)
         os.umask(0)

@@ -80,6 +80,11 @@ def getxattr(fd: int, name: bytes) -> bytes | None:
         raise
 
 
+def name_to_handle_at(fd: int) -> tuple[bytes, int]:
+    """As syscalls.name_to_handle_at."""
+    return syscalls.name_to_handle_at(fd) if _calls is None else _calls.name_to_handle_at(fd)
+
+
 def _timespec(time_ns: int | None) -> tuple[int, int]:
     if time_ns is None:
         return 0, syscalls.UTIME_OMIT

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from volfs import syscalls
+from volfs.fs import calls
 from volfs.fs.devices import Device
 from volfs.fs.inode import DEEPEST, ROOT_ID, Inode
 from volfs.fs.status import Status, fstat
@@ -417,7 +418,7 @@ def _open_child(directory: int, inode: Inode) -> int:
 def _handle_of(fd: int) -> tuple[bytes | None, int]:
     """The file handle behind ``fd`` and the id of its mount; None where there are no handles."""
     try:
-        return syscalls.name_to_handle_at(fd)
+        return calls.name_to_handle_at(fd)
     except OSError as error:
         if error.errno in syscalls.NO_HANDLES:
             return None, -1

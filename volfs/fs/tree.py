@@ -29,6 +29,7 @@ Found = tuple[Inode, Status]
 
 _LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NOTHING = nullcontext()
 _ACL = b"system.posix_acl_access"
 
 _NOT_PASSED = os.O_DIRECT | os.O_NOFOLLOW | os.O_APPEND
@@ -409,4 +410,4 @@ def _setgid_as_asked(mode: int) -> AbstractContextManager[None]:
     The kernel has taken the setgid bit out of the request already where the caller, with its
     groups and capabilities, may not set it.
     """
-    return KeepingSetgid() if mode & stat.S_ISGID else nullcontext()
+    return KeepingSetgid() if mode & stat.S_ISGID else _NOTHING

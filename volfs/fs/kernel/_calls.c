@@ -185,11 +185,33 @@ static PyObject *py_getxattr(PyObject *module, PyObject *args)
     return PyErr_SetFromErrno(PyExc_OSError);
 }
 
+static PyObject *py_name_to_handle_at(PyObject *module, PyObject *arg)
+{
+    (void)module;
+    int mount_id, result;
+    struct {
+        struct file_handle head;
+        char rest[MAX_HANDLE_SZ];
+    } handle = {.head = {.handle_bytes = MAX_HANDLE_SZ}};
+    long fd = PyLong_AsLong(arg);
+    if (fd == -1 && PyErr_Occurred())
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = name_to_handle_at(fd, "", &handle.head, &mount_id, AT_EMPTY_PATH);
+    Py_END_ALLOW_THREADS
+    if (result < 0)
+        return PyErr_SetFromErrno(PyExc_OSError);
+    return Py_BuildValue("y#i", (char *)&handle.head.handle_type,
+                         (Py_ssize_t)(sizeof handle.head.handle_type + handle.head.handle_bytes),
+                         mount_id);
+}
+
 #define FAST(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 #define PLAIN(name) {#name, py_##name, METH_VARARGS, NULL}
 static PyMethodDef functions[] = {
     FAST(setfsids), FAST(backing_open), FAST(backing_close), FAST(chown), FAST(chmod),
-    FAST(utimens), PLAIN(link), PLAIN(getxattr), {0},
+    FAST(utimens), PLAIN(link), PLAIN(getxattr),
+    {"name_to_handle_at", py_name_to_handle_at, METH_O, NULL}, {0},
 };
 
 static struct PyModuleDef definition = {

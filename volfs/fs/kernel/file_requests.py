@@ -76,12 +76,12 @@ class FileRequests:
     def _create(self, node_id: int, body: bytes, who: Who) -> Answer:
         flags, mode, umask, _ = protocol.CREATE_IN.unpack_from(body)
         name = body[16 : body.index(b"\0", 16)]
-        who = who._replace(umask=umask)
+        who = Who(who.uid, who.gid, who.pid, umask)
         return self._created(self._requests.create(node_id, name, mode, flags, who))
 
     def _tmpfile(self, node_id: int, body: bytes, who: Who) -> Answer:
         flags, mode, umask, _ = protocol.CREATE_IN.unpack_from(body)
-        who = who._replace(umask=umask)
+        who = Who(who.uid, who.gid, who.pid, umask)
         return self._created(self._requests.tmpfile(node_id, mode, flags, who))
 
     def _created(self, made: tuple[FileHandle, Found] | Later[tuple[FileHandle, Found]]) -> Answer:

@@ -124,12 +124,12 @@ class NodeRequests:
     def _mknod(self, node_id: int, body: bytes, who: Who) -> Answer:
         mode, rdev, umask = protocol.MKNOD_IN.unpack_from(body)
         name = body[16:-1]
-        who = who._replace(umask=umask)
+        who = Who(who.uid, who.gid, who.pid, umask)
         return self._entry(self._requests.mknod(node_id, name, mode, rdev, who))
 
     def _mkdir(self, node_id: int, body: bytes, who: Who) -> Answer:
         mode, umask = protocol.U32_PAIR.unpack_from(body)
-        who = who._replace(umask=umask)
+        who = Who(who.uid, who.gid, who.pid, umask)
         return self._entry(self._requests.mkdir(node_id, body[8:-1], mode, who))
 
     def _unlink(self, node_id: int, body: bytes, who: Who) -> Answer:
