@@ -123,7 +123,12 @@ class DirectoryRequests:
         reply: list[bytes] = []
         told = True
         while room > _RECORD:
-            found = read_entries(fd, offset, room // (_RECORD + 8) + 1)
+            try:
+                found = read_entries(fd, offset, room // (_RECORD + 8) + 1)
+            except OSError:
+                if reply:
+                    break  # what there is counts as looked up; the next request meets the error
+                raise
             if not found:
                 break
             for name, ino, kind, after in found:

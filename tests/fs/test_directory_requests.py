@@ -1,0 +1,56 @@
+"""Listings on the wire."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Any
+
+import pytest
+
+from tests.fs.conftest import Filesystem
+from volfs.fs.cache import CachePolicy
+from volfs.fs.kernel import directory_requests
+from volfs.fs.kernel._status import read_entries
+from volfs.fs.kernel.node_requests import NodeRequests
+from volfs.fs.kernel.protocol import READ_IN, U64, Opcode, Who
+
+ROOM = 1 << 16
+
+
+def test_an_error_after_some_entries_loses_no_count_and_is_told(
+    fs: Filesystem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was replied before the error counts; the request after it meets the error."""
+    top, data = fs.volume()
+    for number in range(10):
+        (data / f"f{number}").touch()
+    nodes = NodeRequests(fs.requests, CachePolicy.AUTO)
+    methods = directory_requests.DirectoryRequests(fs.requests, nodes, CachePolicy.AUTO).methods()
+    who = Who(0, 0, os.getpid())
+    opened = methods[Opcode.OPENDIR](top, bytes(8), who)
+    assert isinstance(opened, bytes)
+    handle = U64.unpack_from(opened)[0]
+    calls = 0
+
+    def read(*arguments: Any) -> list[tuple[bytes, int, int, int]]:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise OSError(errno.EIO, "disk trouble")
+        return read_entries(arguments[0], arguments[1], 5)
+
+    monkeypatch.setattr(directory_requests, "read_entries", read)
+    before = fs.root.statistics()["lookups"]
+    reply = methods[Opcode.READDIRPLUS](top, READ_IN.pack(handle, 0, ROOM), who)
+    assert isinstance(reply, bytes)
+    counted = at = 0
+    while at < len(reply):
+        counted += U64.unpack_from(reply, at)[0] != 0
+        length = int.from_bytes(reply[at + 144 : at + 148], "little")
+        at += 128 + (24 + length + 7) // 8 * 8
+    assert 0 < counted <= 5
+    assert fs.root.statistics()["lookups"] - before == counted
+    fs.inode(top).searched = True  # so that attributes are replied again
+    with pytest.raises(OSError, match="disk trouble"):
+        methods[Opcode.READDIRPLUS](top, READ_IN.pack(handle, 1, ROOM), who)
