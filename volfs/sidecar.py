@@ -11,16 +11,20 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 
 from volfs.durable import read_small
-from volfs.errors import InvalidLabelError, UnknownOptionError
-from volfs.volume import Owner
+from volfs.errors import InvalidLabelError, InvalidNameError, UnknownOptionError
+from volfs.volume import Owner, check_name
 
 FILE = "volume.json"
-KNOWN_OPTIONS = ("gid", "mode", "uid")
+KNOWN_OPTIONS = ("from", "gid", "mode", "path", "uid")
+"""The create options: ``uid`` and ``gid`` (decimal) and ``mode`` (octal) of the data path;
+``from``, the name of the volume to start as a copy of; ``path``, ``tree`` or ``native``: which
+of a volume's paths a runtime is told. The last means nothing to the driver, which keeps it."""
 
 _log = logging.getLogger(__name__)
 _SIZE_MAX = 1 << 20
 _LABELS_MAX = _SIZE_MAX - 4096  # the rest of the file is small
 _ID_MAX = 2**32 - 2  # the last one, -1, means "leave alone" to chown(2)
+_PATHS = ("tree", "native")
 _MODE_MAX = 0o3777  # setuid means nothing on a directory
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -100,6 +104,12 @@ def check_options(options: Mapping[str, str]) -> dict[str, str]:
                 checked[name] = str(_number(name, value, 10, _ID_MAX))
             case "mode":
                 checked[name] = format(_number(name, value, 8, _MODE_MAX), "o")
+            case "from":
+                checked[name] = _volume_name(name, value)
+            case "path":
+                if value not in _PATHS:
+                    raise UnknownOptionError(f"option path={value}: give {' or '.join(_PATHS)}")
+                checked[name] = value
             case _:
                 known = ", ".join(KNOWN_OPTIONS)
                 raise UnknownOptionError(f"unknown option {name!r}; the options are {known}")
@@ -112,6 +122,13 @@ def _number(name: str, text: str, base: int, largest: int) -> int:
         return int(text, base)
     most = str(largest) if base == 10 else format(largest, "o")
     raise UnknownOptionError(f"option {name}={text}: give an {kind} number from 0 to {most}")
+
+
+def _volume_name(name: str, text: str) -> str:
+    try:
+        return check_name(text)
+    except InvalidNameError as error:
+        raise UnknownOptionError(f"option {name}={text}: {error}") from None
 
 
 def owner_of(options: Mapping[str, str], owner: Owner) -> Owner:

@@ -66,6 +66,8 @@ def test_times_are_read_with_their_zone_or_as_utc(text: str, time: datetime | No
         ({"mode": "3777"}, {"mode": "3777"}),
         ({"mode": "0"}, {"mode": "0"}),
         ({"uid": "007", "gid": "4294967294"}, {"uid": "7", "gid": "4294967294"}),
+        ({"from": "vol 1 (copy)", "path": "native"}, {"from": "vol 1 (copy)", "path": "native"}),
+        ({"path": "tree"}, {"path": "tree"}),
     ],
 )
 def test_option_values_get_one_spelling(
@@ -98,8 +100,20 @@ def test_a_malformed_value_is_refused_with_what_to_give(name: str, value: str) -
         check_options({name: value})
 
 
+@pytest.mark.parametrize("name", ["", ".hidden", "a/b", "..", "x" * 256, "\udcff"])
+def test_a_copy_is_only_of_what_can_be_a_volume(name: str) -> None:
+    with pytest.raises(UnknownOptionError, match=r"option from=.*volume name"):
+        check_options({"from": name})
+
+
+@pytest.mark.parametrize("value", ["", "Native", "/srv"])
+def test_the_path_told_is_one_of_two(value: str) -> None:
+    with pytest.raises(UnknownOptionError, match="option path=.*give tree or native"):
+        check_options({"path": value})
+
+
 def test_an_unknown_option_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(UnknownOptionError, match=r"'size'.* gid, mode, uid"):
+    with pytest.raises(UnknownOptionError, match=r"'size'.* from, gid, mode, path, uid"):
         check_options({"mode": "700", "size": "1G"})
 
 
