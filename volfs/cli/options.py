@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 
+from volfs.durations import parse_duration
 from volfs.fs.cache import CachePolicy
 from volfs.fs.options import MountOptions
 
@@ -54,21 +55,6 @@ class Option:
     parse: Callable[[str], object] | None = None
     opposite: str = ""
     on: bool = True
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-def parse_duration(text: str) -> float:
-    """Return the seconds of a duration such as ``24h``, ``1h30m``, ``90`` (seconds) or ``0``.
-
-    Raises OptionError.
-    """
-    if re.fullmatch(r"\d+(\.\d+)?", text):
-        return float(text)
-    if not re.fullmatch(r"(\d+[smhdw])+", text):
-        raise OptionError(f"{text!r} is no duration; write it like 30m, 24h, 7d, 1h30m or 0")
-    return float(sum(int(n) * _UNITS[unit] for n, unit in re.findall(r"(\d+)([smhdw])", text)))
 
 
 def _one_of(*values: str) -> Callable[[str], str]:
@@ -243,7 +229,7 @@ def _value(option: Option, name: str, value: str | None) -> object:
             raise OptionError(f"mount option {name} needs a value: {name}={option.metavar}")
         try:
             return option.parse(value)
-        except OptionError as error:
+        except ValueError as error:
             raise OptionError(f"mount option {name}: {error}") from None
     wanted = True if value is None else _YES_NO.get(value)
     if wanted is None:

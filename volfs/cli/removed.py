@@ -7,10 +7,10 @@ from dataclasses import asdict
 
 import click
 
-from volfs.cli.options import OptionError, parse_duration
 from volfs.cli.output import iso, json_option, local_time, print_json, print_table, printable
 from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.volumes import describe
+from volfs.durations import parse_duration
 
 
 @click.command()
@@ -39,7 +39,7 @@ def restore(scope: str | None, new_name: str | None, as_json: bool, which: str) 
 def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     try:
         return None if text is None else parse_duration(text)
-    except OptionError as error:
+    except ValueError as error:
         raise click.BadParameter(str(error), ctx, param) from None
 
 
