@@ -1,8 +1,8 @@
 """VolumeStore: the volumes of all drivers, and who may do what to them.
 
-The drivers' storage is the truth about which volumes there are, so nothing is kept of it here.
-What is kept is only what this process alone knows: who refers to a volume. Changes of one
-volume follow each other under a lock of its name; looking takes no lock.
+The drivers' storage is the truth about which volumes there are, and References about who refers
+to them, so nothing is kept of either here. Changes of one volume follow each other under a lock
+of its name; looking takes no lock.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import errno
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from volfs.errors import (
@@ -25,6 +25,7 @@ from volfs.errors import (
     VolumeNotEmptyError,
     VolumeNotFoundError,
 )
+from volfs.references import ReferenceTable, UnsavedReferences
 from volfs.usage import Holder
 from volfs.volume import Driver, Owner, Volume
 
@@ -65,10 +66,18 @@ class VolumeStore:
     may block for as long as another change of that volume takes.
     """
 
-    def __init__(self, drivers: Iterable[Driver], *, default: str = "local") -> None:
+    def __init__(
+        self,
+        drivers: Iterable[Driver],
+        *,
+        default: str = "local",
+        references: ReferenceTable | None = None,
+    ) -> None:
         """``default`` is the driver that makes volumes when none is asked for.
 
-        Raises UnknownDriverError when it is not among ``drivers``.
+        ``references`` keeps who refers to volumes, and is closed with the store; without it the
+        store remembers that itself, for as long as it lives. Raises UnknownDriverError when
+        ``default`` is not among ``drivers``.
         """
         self.drivers = DriverRegistry()
         for driver in drivers:
@@ -77,13 +86,14 @@ class VolumeStore:
         others = [self.drivers.get(name) for name in self.drivers.names() if name != default]
         self._in_order = [self._default, *others]
         self._locks = _NameLocks()
-        self._references: dict[str, frozenset[str]] = {}
+        self._references = references or UnsavedReferences()
         self._sources: list[HolderSource] = []
 
     def close(self) -> None:
-        """Close the drivers. No other call may be under way, none may follow."""
+        """Close drivers and references. No other call may be under way, none may follow."""
         for driver in self._in_order:
             driver.close()
+        self._references.close()
 
     # Looking
 
@@ -135,9 +145,19 @@ class VolumeStore:
                 raise OptionConflictError(
                     f"volume {name!r} exists already, of driver {maker.name!r}"
                 )
-            return (maker or asked or self._default).create(
-                name, options, labels=labels, owner=owner, exclusive=exclusive
-            )
+
+            def make(exclusive: bool) -> Volume:
+                return (maker or asked or self._default).create(
+                    name, options, labels=labels, owner=owner, exclusive=exclusive
+                )
+
+            if maker is None and self._references.of(name):
+                # They are to a volume that somebody deleted by hand, not to this one.
+                with self._references.held(name), suppress(VolumeExistsError):
+                    volume = make(exclusive=True)
+                    self._references.forget(name)
+                    return volume
+            return make(exclusive)
 
     def remove(self, name: str, *, by: str = "", only_empty: bool = False) -> None:
         """Remove the volume ``name``: see Driver.remove. ``by`` says for whom, for the record.
@@ -151,7 +171,10 @@ class VolumeStore:
             self._require_free(volume, "reference", "mount", "open")
             if only_empty:
                 _require_empty(volume)
-            self._driver_of(volume).remove(volume, by=by)
+            with self._references.held(name):
+                self._require_unreferenced(volume)
+                self._driver_of(volume).remove(volume, by=by)
+                self._references.forget(name)
 
     def rename(self, name: str, new_name: str) -> Volume:
         """Give a volume another name: see Driver.rename.
@@ -165,7 +188,12 @@ class VolumeStore:
             self._require_free(volume, "reference", "mount")
             if self._driver_having(new_name) not in (None, driver):
                 raise VolumeExistsError(f"volume {new_name!r} exists already")
-            return driver.rename(volume, new_name)
+            with self._references.held(name, new_name):
+                self._require_unreferenced(volume)
+                renamed = driver.rename(volume, new_name)
+                for vacant in (name, new_name):
+                    self._references.forget(vacant)
+                return renamed
 
     def exchange(self, first: str, second: str) -> None:
         """Swap the names of two volumes of one driver: see Driver.exchange.
@@ -179,7 +207,10 @@ class VolumeStore:
             driver, other = (self._driver_of(volume) for volume in volumes)
             if driver is not other:
                 raise OSError(errno.EXDEV, "volumes of different drivers cannot be exchanged")
-            driver.exchange(*volumes)
+            with self._references.held(first, second):
+                for volume in volumes:
+                    self._require_unreferenced(volume)
+                driver.exchange(*volumes)
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> Volume:
         """Replace the labels of a volume: see Driver.set_labels."""
@@ -192,26 +223,25 @@ class VolumeStore:
     def acquire(self, name: str, reference: str) -> Volume:
         """Note that ``reference`` uses the volume, and return it. Once is as good as twice.
 
-        The volume cannot be removed or renamed until the reference is released. Raises
-        VolumeNotFoundError.
+        The volume cannot be removed or renamed until the reference is released, or its holder
+        is gone (see References.drop_stale). Raises VolumeNotFoundError, OSError(EINVAL) when
+        the reference is too long, and other OSError when it cannot be kept.
         """
         with self._locks.held(name):
-            volume = self.get(name)
-            self._references[name] = self.references(name) | {reference}
-            return volume
+            self.get(name)
+            with self._references.held(name, shared=True):
+                volume = self.get(name)
+                self._references.add(name, reference)
+                return volume
 
     def release(self, name: str, reference: str) -> None:
         """Forget a reference. One that is not known is no error: it is as released as can be."""
         with self._locks.held(name):
-            left = self.references(name) - {reference}
-            if left:
-                self._references[name] = left
-            else:
-                self._references.pop(name, None)
+            self._references.discard(name, reference)
 
     def references(self, name: str) -> frozenset[str]:
         """Return the references to the volume ``name``."""
-        return self._references.get(name, frozenset())
+        return frozenset(reference.id for reference in self._references.of(name))
 
     def add_holder_source(self, source: HolderSource) -> None:
         """Add something that knows of holders, such as mounts or files open through a tree.
@@ -225,24 +255,35 @@ class VolumeStore:
         return self._holders(self.get(name))
 
     def _holders(self, volume: Volume) -> builtins.list[Holder]:
-        holders = [Holder("reference", item) for item in sorted(self.references(volume.name))]
+        holders = self._referrers(volume)
         for source in self._sources:
             holders.extend(source(volume))
         return holders
 
+    def _referrers(self, volume: Volume) -> builtins.list[Holder]:
+        return [Holder("reference", item.id) for item in self._references.of(volume.name)]
+
     def _require_free(self, volume: Volume, *kinds: str) -> None:
         holders = [holder for holder in self._holders(volume) if holder.kind in kinds]
-        if holders:
-            reasons = "; ".join(str(holder) for holder in holders)
-            raise VolumeInUseError(f"volume {volume.name!r} is in use: {reasons}", holders)
+        if holders and all(holder.kind == "reference" for holder in holders):
+            self._references.drop_stale([volume])
+            holders = self._referrers(volume)
+        _refuse(volume, holders)
+
+    def _require_unreferenced(self, volume: Volume) -> None:
+        _refuse(volume, self._referrers(volume))
 
     # Chores
 
     def housekeep(self, stopping: Callable[[], bool]) -> None:
-        """Let every driver do its chores: see Driver.housekeep.
+        """Let every driver do its chores (see Driver.housekeep), and drop stale references.
 
         What one of them fails with is logged, so that the others get their turn.
         """
+        try:
+            self._drop_stale_references()
+        except (OSError, VolfsError):
+            _log.exception("looking for stale references failed")
         for driver in self._in_order:
             if stopping():
                 return
@@ -250,6 +291,13 @@ class VolumeStore:
                 driver.housekeep(stopping)
             except (OSError, VolfsError):
                 _log.exception("housekeeping of driver %r failed", driver.name)
+
+    def _drop_stale_references(self) -> None:
+        volumes = []
+        for name in self._references.names():
+            with suppress(VolumeNotFoundError):
+                volumes.append(self.get(name))
+        self._references.drop_stale(volumes)
 
     def _driver_of(self, volume: Volume) -> Driver:
         return self.drivers.get(volume.driver_name)
@@ -259,6 +307,13 @@ class VolumeStore:
             return self._driver_of(self.get(name))
         except VolumeNotFoundError:
             return None
+
+
+def _refuse(volume: Volume, holders: Sequence[Holder]) -> None:
+    """Raise VolumeInUseError if there are holders."""
+    if holders:
+        reasons = "; ".join(str(holder) for holder in holders)
+        raise VolumeInUseError(f"volume {volume.name!r} is in use: {reasons}", holders)
 
 
 def _require_empty(volume: Volume) -> None:

@@ -21,6 +21,9 @@ from volfs.volume import Volume
 FSTYPE = "fuse.volfs"
 """The filesystem type under which mountinfo shows a tree of volumes."""
 
+_FIRST = {"pid": "pid:[4026531836]", "user": "user:[4026531837]"}
+"""The machine's first namespaces (PROC_PID_INIT_INO, PROC_USER_INIT_INO in the kernel)."""
+
 _CONTAINER_CGROUP = re.compile(r"(?<!conmon)[/-]([0-9a-f]{64})(?:\.scope)?(?=/|$)", re.MULTILINE)
 _CONTAINER_FILES = re.compile(r"containers/([0-9a-f]{64})/")
 
@@ -112,7 +115,19 @@ class Scan:
     def __init__(self, scope: str) -> None:
         self.scope = scope
         self._namespaces: list[_Namespace] | None = None
+        self._hidden: list[int] = []
         self._open: list[tuple[str, Holder]] | None = None
+
+    def sees_all(self) -> bool:
+        """Tell whether no container's mounts can be hidden from this process.
+
+        It has to be in the machine's first pid and user namespace, with a /proc that shows all
+        processes, and there may be none in a container that it is not allowed to look at.
+        """
+        own = self._look()[0].mounts
+        hidepid = any(mount.point == "/proc" and "hidepid" in mount.options for mount in own)
+        first = all(os.readlink(f"/proc/self/ns/{kind}") == id for kind, id in _FIRST.items())
+        return first and not hidepid and not any(_is_contained(pid) for pid in self._hidden)
 
     def mount_holders(self, volume: Volume) -> list[Holder]:
         """Return the mounts of something in the volume, and those on something in it.
@@ -157,7 +172,7 @@ class Scan:
 
     def _look(self) -> list[_Namespace]:
         if self._namespaces is None:
-            self._namespaces = list(_namespaces())
+            self._namespaces = list(_namespaces(self._hidden))
         return self._namespaces
 
     def _open_files(self) -> Iterator[tuple[str, Holder]]:
@@ -201,12 +216,18 @@ def _mount_holder(mount: Mount, space: _Namespace) -> Holder:
     )
 
 
-def _namespaces() -> Iterator[_Namespace]:
-    """Yield our own mount namespace, then every other that a process we may look at lives in."""
+def _namespaces(hidden: list[int] | None = None) -> Iterator[_Namespace]:
+    """Yield our own mount namespace, then every other that a process we may look at lives in.
+
+    The processes at which we may not are added to ``hidden``.
+    """
+    hidden = [] if hidden is None else hidden
     pids: dict[str, list[int]] = {}
     for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
         try:
             pids.setdefault(os.readlink(f"/proc/{pid}/ns/mnt"), []).append(pid)
+        except PermissionError:
+            hidden.append(pid)
         except OSError:
             continue
     members = pids.pop(os.readlink("/proc/self/ns/mnt"), [os.getpid()])
@@ -219,6 +240,9 @@ def _namespaces() -> Iterator[_Namespace]:
                 # Of a process that died meanwhile the file reads empty.
                 if os.readlink(f"/proc/{pid}/ns/mnt") != namespace or not mounts:
                     continue
+            except PermissionError:
+                hidden.append(pid)
+                continue
             except OSError:
                 continue
             yield _Namespace(pid, members, root, mounts, own=False)
@@ -263,6 +287,20 @@ def _command(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
     except OSError:
         return ""
+
+
+def _is_contained(pid: int) -> bool:
+    """Tell, of a process we may not look at, whether it seems to run in a container: it has
+    a pid namespace of its own, or the control group of one."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
+        pids = next((line for line in status.splitlines() if line.startswith("NSpid:")), "")
+        cgroup = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    except OSError:
+        return True
+    return len(pids.split()) > 2 or container_in_cgroup(cgroup) is not None
 
 
 def container_in_cgroup(text: str) -> str | None:

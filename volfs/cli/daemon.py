@@ -31,12 +31,13 @@ def serve(scope: str, mountpoint: str, request: MountRequest, ready: Callable[[]
 
     from volfs.fs import session
     from volfs.local import LocalDriver
+    from volfs.references import References
     from volfs.store import VolumeStore
     from volfs.usage import mount_holders
 
     session.check(scope, mountpoint, request.options)
     driver = LocalDriver(scope, keep_removed=request.keep_removed)
-    store = VolumeStore([driver])
+    store = VolumeStore([driver], references=References(driver.scope))
     try:
         store.add_holder_source(lambda volume: mount_holders(volume, driver.scope))
         trio.run(session.serve, store, driver.scope, mountpoint, request.options, ready)

@@ -63,6 +63,7 @@ def open_scope(scope: str | None, *, make: bool = False) -> Iterator[OpenScope]:
     as they were when first asked for. Raises ScopeError.
     """
     from volfs.local import LocalDriver
+    from volfs.references import References
     from volfs.store import VolumeStore
     from volfs.usage import Scan
 
@@ -73,7 +74,7 @@ def open_scope(scope: str | None, *, make: bool = False) -> Iterator[OpenScope]:
             f"`volfs create --scope {path} NAME` makes the first, or name another --scope"
         )
     driver = LocalDriver(path)
-    store = VolumeStore([driver])
+    store = VolumeStore([driver], references=References(driver.scope))
     scan = Scan(driver.scope)
     store.add_holder_source(scan.mount_holders)
     store.add_holder_source(scan.open_holders)
