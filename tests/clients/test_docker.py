@@ -3,54 +3,22 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.clients.containers import Engine, share_with_container
-from tests.clients.programs import daemon, require, require_root, run
+from tests.clients.containers import share_with_container
+from tests.clients.docker import Docker, serving
 from tests.clients.volumes import VolumeDir
 from tests.conftest import Mounted, wait_for
 
 
-class Docker(Engine):
-    """A client of the private daemon."""
-
-    image = "busybox:1"
-
-    def __call__(self, *words: str | os.PathLike[str], fails: bool = False) -> str:
-        environment = {"DOCKER_CONFIG": str(self.base / "client")}
-        address = f"unix://{self.base}/docker.sock"
-        return run("docker", "--host", address, *words, env=environment, fails=fails)
-
-    def remove_all(self) -> None:
-        if containers := self("ps", "--all", "--quiet").split():
-            self("rm", "--force", *containers)
-
-
 @pytest.fixture(scope="session")
 def dockerd(tmp_path_factory: pytest.TempPathFactory, busybox_image: Path) -> Iterator[Docker]:
-    """A running dockerd 20.10 or later that has one image and no network."""
-    require("dockerd", "docker", "containerd", "runc")
-    require_root()
-    base = tmp_path_factory.mktemp("docker")
-    docker = Docker(base)
-    command: list[str | os.PathLike[str]] = [
-        *("dockerd", "--host", f"unix://{base}/docker.sock"),
-        *("--data-root", base / "data", "--exec-root", base / "exec"),
-        *("--pidfile", base / "pid", "--storage-driver=vfs", "--bridge=none"),
-        *("--iptables=false", "--ip6tables=false", "--ip-forward=false"),
-        *("--ip-masq=false", "--exec-opt", "native.cgroupdriver=cgroupfs"),
-    ]
-    try:
-        # On SIGTERM dockerd ends the containerd it started as well.
-        with daemon(base / "log", "API listen on", *command):
-            docker("import", busybox_image, docker.image)
-            yield docker
-    finally:
-        shutil.rmtree(base)
+    """A running dockerd that has one image and no network."""
+    with serving(tmp_path_factory.mktemp("docker"), busybox_image) as dockerd:
+        yield dockerd.docker
 
 
 @pytest.fixture

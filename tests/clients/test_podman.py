@@ -8,48 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.containers import Engine, say_goodbye, share_with_container
-from tests.clients.programs import require, require_root, run
+from tests.clients.containers import say_goodbye, share_with_container
+from tests.clients.podman import Podman, storage
 from tests.clients.volumes import VolumeDir
-from tests.conftest import Mounted, open_workspace, wait_for
-
-CONFIG = """
-[containers]
-# Raising limits needs CAP_SYS_RESOURCE, which a test machine may not have.
-default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
-
-[engine]
-runtime = "runc"
-cgroup_manager = "cgroupfs"
-events_logger = "none"
-# In files of our own storage instead of shared memory that outlives the test.
-lock_type = "file"
-"""
-
-
-class Podman(Engine):
-    """A podman with private storage."""
-
-    image = "localhost/busybox:1"
-
-    def __call__(self, *words: str | os.PathLike[str], fails: bool = False) -> str:
-        options = ["--root", str(self.base / "root"), "--runroot", str(self.base / "run")]
-        options += ["--tmpdir", str(self.base / "tmp"), "--storage-driver", "vfs"]
-        environment = {"CONTAINERS_CONF": str(self.base / "containers.conf")}
-        return run("podman", *options, *words, env=environment, fails=fails)
-
-    def remove_all(self) -> None:
-        self("rm", "--all", "--force", "--time", "0")
+from tests.conftest import Mounted, wait_for
 
 
 @pytest.fixture(scope="session")
 def podman_storage(busybox_image: Path) -> Iterator[Podman]:
-    require("podman", "runc", "conmon")
-    require_root()
-    with open_workspace() as base:  # podman wants a short path for its sockets
-        (base / "containers.conf").write_text(CONFIG)
-        podman = Podman(base)
-        podman("import", busybox_image, podman.image)
+    with storage(busybox_image) as podman:
         yield podman
 
 
