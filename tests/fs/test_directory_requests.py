@@ -51,6 +51,36 @@ def test_an_error_after_some_entries_loses_no_count_and_is_told(
         at += 128 + (24 + length + 7) // 8 * 8
     assert 0 < counted <= 5
     assert fs.root.statistics()["lookups"] - before == counted
-    fs.inode(top).searched = True  # so that attributes are replied again
+    fs.inode(top).searched = 1  # so that attributes are replied again
     with pytest.raises(OSError, match="disk trouble"):
         methods[Opcode.READDIRPLUS](top, READ_IN.pack(handle, 1, ROOM), who)
+
+
+@pytest.mark.parametrize("looked_up", [1.0, 0.2])
+def test_entries_that_the_kernel_knows_are_listed_without_attributes(
+    fs: Filesystem, looked_up: float
+) -> None:
+    """As git status does it: all files are looked up, and then the directory is listed."""
+    names = [b"f%d" % number for number in range(100)]
+    top, data = fs.volume()
+    for name in names:
+        (data / name.decode()).touch()
+    nodes = NodeRequests(fs.requests, CachePolicy.AUTO)
+    methods = nodes.methods()
+    methods |= directory_requests.DirectoryRequests(fs.requests, nodes, CachePolicy.AUTO).methods()
+    who = Who(0, 0, os.getpid())
+    known = names[: int(len(names) * looked_up)]
+    for name in known:
+        methods[Opcode.LOOKUP](top, name + b"\0", who)
+    before = fs.root.statistics()["lookups"]
+    for again in (False, True):
+        opened = methods[Opcode.OPENDIR](top, bytes(8), who)
+        assert isinstance(opened, bytes)
+        handle = U64.unpack_from(opened)[0]
+        reply = methods[Opcode.READDIRPLUS](top, READ_IN.pack(handle, 0, ROOM), who)
+        assert isinstance(reply, bytes)
+        counted = fs.root.statistics()["lookups"] - before
+        # What was looked up before the last listing says nothing about the next one.
+        assert counted == (0 if looked_up == 1.0 and not again else len(names)), again
+        before += counted
+        assert all(name in reply for name in names)

@@ -24,9 +24,10 @@ class Inode:
     ``parent``, ``name``: where it was seen last. ``opens``: open handles, which pin it.
     ``pins``: worker threads that use its descriptor. ``gone``: its volume was removed.
     ``listed``: replied by a listing in such a way that we hear if its attributes are asked for.
-    ``searched``: (a directory) its entries were asked for since it was listed; ``bare``: it was
-    listed without attributes. ``backing``: its backing id while it is open for passthrough,
-    else 0. ``locked``: it has or had POSIX locks.
+    ``searched``: (a directory) how many entries were asked for since it was listed, the last at
+    ``searched_at`` (time.monotonic); ``bare``: it was listed without attributes.
+    ``backing``: its backing id while it is open for passthrough, else 0. ``locked``: it has or
+    had POSIX locks.
     """
 
     __slots__ = (
@@ -48,6 +49,7 @@ class Inode:
         "pins",
         "reopens",
         "searched",
+        "searched_at",
         "version",
     )
 
@@ -71,7 +73,8 @@ class Inode:
         self.locked = False
         self.bare = False
         self.listed = False
-        self.searched = False
+        self.searched = 0
+        self.searched_at = 0.0
         self.version: tuple[int, int, int] | None = None
 
     @property

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 from volfs.fs.inode import Inode
+from volfs.fs.status import fstat
 
 _REGRET = 8
 """Replies with attributes that follow when a directory was listed without, and then searched."""
+
+_ENTRY = 128
+"""Bytes of a directory that an entry takes at most, with a name of common length."""
 
 
 class Listings:
@@ -14,19 +20,26 @@ class Listings:
     An entry replied with its attributes counts as looked up, as the kernel remembers it. That
     costs several times a bare entry, and pays only where somebody asks for the attributes (ls -l,
     find): so a listing begins with them and goes on with them while its entries are asked for,
-    or while those of the directories listed before were.
+    or while those of the directories listed before were. Nor are they needed when the kernel has
+    them: git status looks all files up, and then lists the directories.
 
-    ``keeps``: whether the kernel may keep attributes at all.
+    ``timeout``: how long the kernel keeps attributes, in seconds; 0 if it may not.
     """
 
-    def __init__(self, keeps: bool) -> None:
-        self._keeps = keeps
+    def __init__(self, timeout: float) -> None:
+        self._timeout = timeout
         self._paying = 0
 
-    def with_attributes(self, directory: Inode, *, first: bool) -> bool:
-        """Whether the next reply (the ``first`` of a listing?) carries attributes."""
-        full = self._keeps and (first or directory.searched or self._paying > 0)
-        directory.searched = False
+    def with_attributes(self, directory: Inode, fd: int, *, first: bool) -> bool:
+        """Whether the next reply (the ``first`` of a listing?) carries attributes.
+
+        ``fd`` is a descriptor of the directory.
+        """
+        if first and directory.searched and self._is_known(directory, fd):
+            directory.searched = 0
+            return False
+        full = self._timeout > 0 and (first or directory.searched > 0 or self._paying > 0)
+        directory.searched = 0
         if not full:
             directory.bare = True
         elif not first:
@@ -38,12 +51,21 @@ class Listings:
         inode.listed = False
         self._attributes_pay(2)
         if inode.parent is not None:
-            inode.parent.searched = True
+            inode.parent.searched = max(inode.parent.searched, 1)
 
-    def regret(self, directory: Inode) -> None:
-        """Note that a directory listed without attributes is searched."""
-        directory.bare = False
-        self._attributes_pay(_REGRET)
+    def searched(self, directory: Inode) -> None:
+        """Note that an entry of ``directory`` was looked up."""
+        directory.searched += 1
+        directory.searched_at = time.monotonic()
+        if directory.bare:
+            directory.bare = False
+            self._attributes_pay(_REGRET)
+
+    def _is_known(self, directory: Inode, fd: int) -> bool:
+        """Whether about all entries were looked up so lately that the kernel has them still."""
+        if time.monotonic() - directory.searched_at >= self._timeout:
+            return False
+        return directory.searched * _ENTRY >= fstat(fd).st_size
 
     def _attributes_pay(self, change: int) -> None:
         self._paying = min(max(self._paying + change, 0), _REGRET * 8)

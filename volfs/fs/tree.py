@@ -85,7 +85,7 @@ class Tree:
         self._caller = caller
         self._cache = cache
         self._backings = backings
-        self.listings = Listings(cache.timeout > 0)
+        self.listings = Listings(cache.timeout)
         self._root = os.geteuid() == 0
         # The names in this directory stand for our own descriptors, O_PATH ones among them.
         self._descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -127,12 +127,10 @@ class Tree:
 
     def lookup(self, parent: Inode, name: bytes) -> Found | None:
         """What ``name`` in ``parent`` is, counted as looked up; None if it is absent."""
-        parent.searched = True
-        if parent.bare:
-            self.listings.regret(parent)
         found = open_path(self._inodes.reach(parent), name)
         if found is None:
             return None
+        self.listings.searched(parent)
         fd, status = found
         return self._inodes.remember(status, parent, name, fd), status
 
