@@ -120,3 +120,10 @@ class MountError(VolfsError):
 
     errno = errno.EIO
     exit_code = 10
+
+
+class PluginError(VolfsError):
+    """The volume plugin cannot serve at its socket, or a volume has no place that it could name."""
+
+    errno = errno.EIO
+    exit_code = 11

@@ -25,6 +25,7 @@ EXIT_CODES = {
     8: "no such volume driver",
     9: "the scope cannot serve",
     10: "the tree cannot be mounted or unmounted here",
+    11: "the volume plugin cannot serve",
     130: "interrupted",
 }
 """What the command line ends with; the numbers are those of volfs.errors."""
@@ -32,6 +33,7 @@ EXIT_CODES = {
 _COMMANDS = {
     "mount": "volfs.cli.mounting",
     "umount": "volfs.cli.mounting",
+    "plugin": "volfs.cli.plugin",
     "create": "volfs.cli.volumes",
     "rm": "volfs.cli.volumes",
     "ls": "volfs.cli.volumes",
@@ -106,8 +108,8 @@ def cli() -> None:
       volfs ls --scope /srv/volumes             the same, from the outside
       volfs umount /mnt/volumes
 
-    All commands but mount and umount work on a scope directly, whether it is mounted or not.
-    The scope is --scope, else $VOLFS_SCOPE, else /var/lib/volfs for root and
+    All commands but mount, umount and plugin work on a scope directly, whether it is mounted or
+    not. The scope is --scope, else $VOLFS_SCOPE, else /var/lib/volfs for root and
     $XDG_DATA_HOME/volfs for others.
     """
 

@@ -1,4 +1,4 @@
-"""The daemon around a mounted tree: into the background, logging, word to the service manager."""
+"""The daemon around a service: into the background, logging, word to the service manager."""
 
 from __future__ import annotations
 
@@ -11,62 +11,42 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from volfs.errors import MountError, VolfsError
 
-if TYPE_CHECKING:
-    from volfs.cli.options import MountRequest
+Serve = Callable[[Callable[[], None]], None]
+"""Serves until it is told to end, and calls its argument once it answers. Raises VolfsError."""
 
 _READY = b"ready"
 _log = logging.getLogger(__name__)
 
 
-def serve(scope: str, mountpoint: str, request: MountRequest, ready: Callable[[], None]) -> None:
-    """Serve ``scope`` at ``mountpoint`` until it is unmounted, or SIGTERM or SIGINT arrives.
+def run_in_foreground(serve: Serve, what: str, level: int) -> None:
+    """Serve here, logging to standard error and telling the service manager.
 
-    Calls ``ready`` once the tree answers. Raises MountError, ScopeError.
+    ``what`` is served, for people. Raises what ``serve`` raises.
     """
-    import trio
-
-    from volfs.fs import session
-    from volfs.local import LocalDriver
-    from volfs.references import References
-    from volfs.store import VolumeStore
-    from volfs.usage import mount_holders
-
-    session.check(scope, mountpoint, request.options)
-    driver = LocalDriver(scope, keep_removed=request.keep_removed)
-    store = VolumeStore([driver], references=References(driver.scope))
-    try:
-        store.add_holder_source(lambda volume: mount_holders(volume, driver.scope))
-        trio.run(session.serve, store, driver.scope, mountpoint, request.options, ready)
-    finally:
-        store.close()
-
-
-def run_in_foreground(scope: str, mountpoint: str, request: MountRequest, level: int) -> None:
-    """Serve here, logging to standard error and telling the service manager: see ``serve``."""
     log_to_stderr(level, stamp=False)
     try:
-        serve(scope, mountpoint, request, lambda: notify(f"READY=1\nSTATUS=Serving {scope}"))
+        serve(lambda: notify(f"READY=1\nSTATUS=Serving {what}"))
     finally:
         notify("STOPPING=1")
 
 
-def run_in_background(scope: str, mountpoint: str, request: MountRequest, level: int) -> None:
-    """Start a daemon, and return once its tree answers. Raises what kept it from that.
+def run_in_background(serve: Serve, level: int, log_file: str | None = None) -> None:
+    """Start a daemon, and return once it answers. Raises what kept it from that.
 
-    The daemon has a session of its own and survives the terminal. In the daemon, this never
-    returns.
+    The daemon has a session of its own and survives the terminal; it logs to ``log_file``, or
+    else to ``default_log()``. In the daemon, this never returns.
     """
-    log = Path(request.log_file) if request.log_file else default_log()
+    log = Path(log_file) if log_file else default_log()
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read_end)
         os.setsid()
-        _run_child(scope, mountpoint, request, level, log, write_end)
+        _run_child(serve, level, log, write_end)
     os.close(write_end)
     try:
         with os.fdopen(read_end, "rb") as pipe:
@@ -83,7 +63,7 @@ def run_in_background(scope: str, mountpoint: str, request: MountRequest, level:
         raise _error_of(told["code"])(told["message"])
     code = os.waitstatus_to_exitcode(status)
     why = f"was killed by signal {-code}" if code < 0 else f"ended with code {code}"
-    raise MountError(f"the daemon {why} before the tree was mounted; its log is {log}")
+    raise MountError(f"the daemon {why} before it served; its log is {log}")
 
 
 def _error_of(code: int) -> type[VolfsError]:
@@ -91,9 +71,7 @@ def _error_of(code: int) -> type[VolfsError]:
     return next(classes, VolfsError)
 
 
-def _run_child(
-    scope: str, mountpoint: str, request: MountRequest, level: int, log: Path, pipe: int
-) -> NoReturn:
+def _run_child(serve: Serve, level: int, log: Path, pipe: int) -> NoReturn:
     def tell(answer: bytes) -> None:
         nonlocal pipe
         os.write(pipe, answer)
@@ -106,7 +84,7 @@ def _run_child(
         log_to_stderr(level, stamp=True)
         # A working directory would keep its filesystem from being unmounted.
         os.chdir("/")
-        serve(scope, mountpoint, request, lambda: tell(_READY))
+        serve(lambda: tell(_READY))
     except VolfsError as error:
         failure = error
     except Exception as error:  # noqa: BLE001 - whatever it is, who waits for us must hear of it

@@ -16,6 +16,7 @@ import getopt
 import logging
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -84,15 +85,13 @@ def run(argv: list[str]) -> int:
     if "-f" in flags:
         return _DONE
 
-    from volfs.cli import daemon
+    from volfs.cli import daemon, services
 
+    scope, mountpoint = (str(Path(place).absolute()) for place in places)
+    level = logging.INFO if "-v" in flags else logging.WARNING
     try:
-        daemon.run_in_background(
-            str(Path(places[0]).absolute()),
-            str(Path(places[1]).absolute()),
-            request,
-            logging.INFO if "-v" in flags else logging.WARNING,
-        )
+        serve = partial(services.serve_tree, scope, mountpoint, request)
+        daemon.run_in_background(serve, level, request.log_file)
     except VolfsError as error:
         return _complain(str(error), _FAILED)
     except OSError as error:

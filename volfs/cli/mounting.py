@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+from functools import partial
 from pathlib import Path
 
 import click
@@ -41,6 +42,7 @@ def mount(
       volfs mount /srv/volumes /mnt/volumes -o cache=never,rmdir=empty
       volfs mount --keep-removed 7d /var/lib/docker /mnt/volumes
       volfs mount -f /srv/volumes /mnt/volumes        in a service file
+      volfs mount --plugin /srv/volumes /mnt/volumes  for Docker and Podman as well
 
     In the tree mkdir makes a volume and rmdir removes it, with its data, into the trash.
 
@@ -49,10 +51,13 @@ def mount(
     $XDG_STATE_HOME/volfs.log. With -f it stays in the foreground instead, ends on SIGTERM
     or SIGINT with 0 and the tree unmounted, and tells systemd when it is ready.
 
+    With --plugin the same process is the volume plugin of Docker and Podman: see
+    `volfs plugin --help`.
+
     When it cannot work, the exit code is 10 and the message says why; `volfs doctor` shows
     what this machine lacks.
     """
-    from volfs.cli import daemon
+    from volfs.cli import daemon, services
 
     if len(places) > 2:
         raise click.UsageError("mount takes a scope and a mount point")
@@ -67,13 +72,12 @@ def mount(
         scope = places[0]
     request = request_of(o, fields)
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
-    start = daemon.run_in_foreground if foreground else daemon.run_in_background
-    start(
-        str(Path(scope or default_scope()).absolute()),
-        str(Path(mountpoint).absolute()),
-        request,
-        level,
-    )
+    scope = str(Path(scope or default_scope()).absolute())
+    serve = partial(services.serve_tree, scope, str(Path(mountpoint).absolute()), request)
+    if foreground:
+        daemon.run_in_foreground(serve, scope, level)
+    else:
+        daemon.run_in_background(serve, level, request.log_file)
 
 
 @click.command()

@@ -12,6 +12,7 @@ import pwd
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -32,12 +33,15 @@ class MountRequest:
     """All that can be asked of a mount.
 
     ``keep_removed``: seconds a removed volume stays restorable. ``log_file``: where a daemon in
-    the background logs, None for the default.
+    the background logs, None for the default. ``plugin``: the volume plugin is served as well,
+    at the absolute path ``plugin_socket``, None for the default.
     """
 
     options: MountOptions = field(default_factory=MountOptions)
     keep_removed: float = DAY
     log_file: str | None = None
+    plugin: bool = False
+    plugin_socket: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,10 @@ def _text(text: str) -> str:
     return text
 
 
+def _absolute(text: str) -> str:
+    return str(Path(_text(text)).absolute())
+
+
 OPTIONS = (
     Option(
         "cache",
@@ -137,6 +145,19 @@ OPTIONS = (
         "Where the daemon in the background logs.",
         "FILE",
         _text,
+    ),
+    Option(
+        "plugin",
+        "plugin",
+        "Serve the volume plugin for Docker and Podman as well, or not (default).",
+        opposite="no-plugin",
+    ),
+    Option(
+        "plugin-socket",
+        "plugin_socket",
+        "Where the plugin is served, /run/docker/plugins/volfs.sock by default.",
+        "PATH",
+        _absolute,
     ),
     Option(
         "allow-other",
@@ -238,11 +259,17 @@ def _value(option: Option, name: str, value: str | None) -> object:
 
 
 def make_request(*layers: Mapping[str, object]) -> MountRequest:
-    """Return the request that fields and values make, later layers winning over earlier ones."""
+    """Return the request that fields and values make, later layers winning over earlier ones.
+
+    Raises OptionError when they contradict each other.
+    """
     values: dict[str, Any] = {}
     for layer in layers:
         values.update(layer)
-    own = {name: values.pop(name) for name in ("keep_removed", "log_file") if name in values}
+    names = ("keep_removed", "log_file", "plugin", "plugin_socket")
+    own = {name: values.pop(name) for name in names if name in values}
+    if "plugin_socket" in own and not own.get("plugin"):
+        raise OptionError("plugin-socket says where the plugin is served: ask for it with plugin")
     return MountRequest(options=MountOptions(**values), **own)
 
 

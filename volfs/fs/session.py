@@ -22,6 +22,7 @@ import trio
 from volfs import syscalls
 from volfs.errors import MountError
 from volfs.fs.caller import Caller
+from volfs.fs.companion import Companion, Service
 from volfs.fs.entries import Entries
 from volfs.fs.handles import HandleTable
 from volfs.fs.inodes import InodeTable
@@ -124,11 +125,14 @@ async def serve(
     mountpoint: str,
     options: MountOptions,
     ready: Callable[[], None],
+    service: Service | None = None,
 ) -> None:
     """Mount the tree of ``store`` at ``mountpoint`` and serve it until it is unmounted.
 
-    ``scope`` is the real path that the mount shows as its source. ``ready`` is called once,
-    when the mount answers. SIGTERM and SIGINT unmount and return. Raises MountError.
+    ``scope`` is the real path that the mount shows as its source. ``service`` is served beside
+    the tree: see Companion. ``ready`` is called once, when the mount answers and the service has
+    started. SIGTERM and SIGINT unmount and return. Raises MountError, or in an ExceptionGroup
+    what kept the service from starting.
 
     Changes the process for good: umask, groups and capabilities (see Caller.take_privileges).
     """
@@ -151,6 +155,7 @@ async def serve(
     root.more_statistics = kernel.statistics
     target = await trio.to_thread.run_sync(os.path.realpath, mountpoint)
     own_mount = os.geteuid() == 0
+    companion = Companion(service)
     stopping = threading.Event()
     # Before there is a mount, so that a signal never ends the process and leaves one behind.
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -160,10 +165,10 @@ async def serve(
                 async with trio.open_nursery() as nursery:
                     tapped = kernel.mounted(nursery)
                     drain = None if tapped else _drain(threads)
-                    nursery.start_soon(_unmount_upon, signals, target, drain)
+                    nursery.start_soon(_unmount_upon, signals, target, drain, companion)
                     nursery.start_soon(_housekeep, store, requests, options, stopping)
                     nursery.start_soon(_sweep, inodes)
-                    nursery.start_soon(_announce, target, kernel, ready)
+                    nursery.start_soon(_announce, target, kernel, companion, nursery, ready)
                     try:
                         # In the tap requests wait in tasks of their own, pyfuse3 only reads.
                         await pyfuse3.main(max_tasks=1 if tapped else _TASKS)
@@ -323,11 +328,18 @@ def _detach(target: str, scope: str) -> None:
 # -- beside the requests
 
 
-async def _announce(target: str, kernel: Kernel, ready: Callable[[], None]) -> None:
+async def _announce(
+    target: str,
+    kernel: Kernel,
+    companion: Companion,
+    nursery: trio.Nursery,
+    ready: Callable[[], None],
+) -> None:
     await trio.to_thread.run_sync(os.stat, target)
     kernel.probe()
     why = f" ({kernel.why})" if kernel.why else ""
     level_log.info("serving at %s, level %s%s", target, kernel.level.value, why)
+    await companion.begin(nursery)
     ready()
 
 
@@ -346,9 +358,12 @@ def _is_fuse_device(fd: int) -> bool:
         return False
 
 
-async def _unmount_upon(signals: AsyncIterator[int], target: str, drain: Drain | None) -> None:
+async def _unmount_upon(
+    signals: AsyncIterator[int], target: str, drain: Drain | None, companion: Companion
+) -> None:
     number = await anext(signals)
     log.info("unmounting upon %s", signal.Signals(number).name)
+    await companion.end()
     try:
         # The event loop goes on serving while the kernel writes back and unmounts.
         await trio.to_thread.run_sync(unmount, target)

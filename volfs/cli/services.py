@@ -1,0 +1,122 @@
+"""What the daemons serve: a tree, the volume plugin, or both from one process."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from volfs.errors import PluginError, VolfsError
+
+if TYPE_CHECKING:
+    from volfs.cli.options import MountRequest
+    from volfs.local import LocalDriver
+    from volfs.store import VolumeStore
+
+
+@dataclass(frozen=True, slots=True)
+class PluginRequest:
+    """What a plugin that is served by itself is asked for.
+
+    ``mountpoint`` is where another process serves the tree, None without one; ``native`` says
+    that volumes are used at their data path. ``keep_removed``: seconds a removed volume stays
+    restorable; None leaves the trash to the tree's daemon.
+    """
+
+    scope: str
+    mountpoint: str | None
+    socket: str
+    native: bool = False
+    keep_removed: float | None = None
+
+
+def default_socket() -> str:
+    """Return where the plugin is served unless told otherwise. Raises PluginError."""
+    if os.geteuid() == 0:
+        from volfs.docker.listener import DEFAULT
+
+        return DEFAULT
+    runtime = os.environ.get("XDG_RUNTIME_DIR", "")
+    if not runtime.startswith("/"):
+        raise PluginError("there is no $XDG_RUNTIME_DIR to serve in: name a path with --socket")
+    return str(Path(runtime) / "volfs.sock")
+
+
+def serve_tree(
+    scope: str, mountpoint: str, request: MountRequest, ready: Callable[[], None]
+) -> None:
+    """Serve ``scope`` at ``mountpoint`` until it is unmounted, or SIGTERM or SIGINT arrives.
+
+    With ``request.plugin`` the plugin as well, while the tree answers. Calls ``ready`` once all
+    of it answers. Raises MountError, ScopeError, PluginError.
+    """
+    import trio
+
+    from volfs.fs import session
+
+    session.check(scope, mountpoint, request.options)
+    with _opened(scope, request.keep_removed) as (store, driver):
+        plugin = None
+        if request.plugin:
+            from volfs.docker.places import Places
+            from volfs.docker.server import serve
+
+            places = Places(driver.scope, os.path.realpath(mountpoint))
+            socket = request.plugin_socket or default_socket()
+            plugin = partial(serve, store, places, socket)
+        try:
+            trio.run(session.serve, store, driver.scope, mountpoint, request.options, ready, plugin)
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
+
+
+def serve_plugin(request: PluginRequest, ready: Callable[[], None]) -> None:
+    """Serve the plugin until SIGTERM or SIGINT arrives. Calls ``ready`` once it answers.
+
+    Raises ScopeError, PluginError.
+    """
+    import trio
+
+    from volfs.docker.places import Places
+    from volfs.docker.server import serve_alone
+    from volfs.usage import open_holders
+
+    keep = request.keep_removed
+    with _opened(request.scope, keep or 0.0) as (store, driver):
+        # A tree of another process knows what is open in it, but this one has to look.
+        store.add_holder_source(lambda volume: open_holders(volume, driver.scope))
+        mountpoint = request.mountpoint and os.path.realpath(request.mountpoint)
+        places = Places(driver.scope, mountpoint, native=request.native)
+        alone = partial(serve_alone, housekeeping=keep is not None)
+        try:
+            trio.run(alone, store, places, request.socket, ready)
+        except BaseExceptionGroup as group:
+            raise _only(group) from None
+
+
+@contextmanager
+def _opened(scope: str, keep_removed: float) -> Iterator[tuple[VolumeStore, LocalDriver]]:
+    from volfs.local import LocalDriver
+    from volfs.references import References
+    from volfs.store import VolumeStore
+    from volfs.usage import mount_holders
+
+    driver = LocalDriver(scope, keep_removed=keep_removed)
+    store = VolumeStore([driver], references=References(driver.scope))
+    try:
+        store.add_holder_source(lambda volume: mount_holders(volume, driver.scope))
+        yield store, driver
+    finally:
+        store.close()
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Return the expected failure that a group holds and nothing else; otherwise the group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, VolfsError) else group

@@ -1,0 +1,239 @@
+"""VolumePlugin: what each request of the volume plugin protocol means to the store."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TypeVar
+
+import trio
+
+from volfs.docker import places
+from volfs.docker.messages import DRIVER_TYPE, Reply, Request, failure, time_text
+from volfs.docker.places import NotYetError, Places
+from volfs.errors import (
+    InvalidNameError,
+    OptionConflictError,
+    PluginError,
+    UnknownOptionError,
+    VolumeInUseError,
+    VolumeNotFoundError,
+)
+from volfs.fs.caller import Caller, KeepingSetgid
+from volfs.store import VolumeStore
+from volfs.volume import Owner, Volume, check_name
+
+T = TypeVar("T")
+
+BY = "docker volume plugin"
+"""For whom volumes are removed, in the record of the trash."""
+
+LABEL = "label."
+"""The create options that begin so are labels."""
+
+_OWNER = Owner(0, 0, 0o755)
+"""Whose a new volume is unless its options say otherwise, as with Docker's local driver."""
+
+_LOOKING = 16
+_CHANGING = 48
+"""Calls of the store under way at once that only look, and that change something. Neither copies
+that take minutes nor a tree that hangs must keep others from being answered."""
+
+_LINGER = 1.5
+"""Seconds until a tree has no more reason to show what was; a little over the root_timeout of
+volfs.fs.cache."""
+
+_LOOK_AGAIN = 0.05
+_PATIENCE = 10.0
+"""Seconds after which a tree is taken to hang; dockerd waits for two minutes, podman for five
+seconds, unless they are told otherwise."""
+
+_RELEASE_TIME = 0.1
+_RELEASES = 10
+"""So often so many seconds are waited for files to be closed: the kernel tells a tree of them
+after the process that had them has ended."""
+
+
+class VolumePlugin:
+    """Answers the requests of dockerd and podman on a store.
+
+    Methods raise what the store raises, and PluginError. They may be cancelled; what a thread is
+    at goes on then, and is never half done.
+    """
+
+    def __init__(self, store: VolumeStore, places: Places) -> None:
+        self._store = store
+        self._places = places
+        self._caller = Caller()
+        self._looking = trio.CapacityLimiter(_LOOKING)
+        self._changing = trio.CapacityLimiter(_CHANGING)
+        self._reaching = trio.CapacityLimiter(_LOOKING)
+
+    @property
+    def calls(self) -> Mapping[str, Callable[[Request], Awaitable[Reply]]]:
+        """The method that answers, for each path of the protocol."""
+        return {
+            "/Plugin.Activate": self.activate,
+            "/VolumeDriver.Capabilities": self.capabilities,
+            "/VolumeDriver.Create": self.create,
+            "/VolumeDriver.Remove": self.remove,
+            "/VolumeDriver.Mount": self.mount,
+            "/VolumeDriver.Unmount": self.unmount,
+            "/VolumeDriver.Path": self.path,
+            "/VolumeDriver.Get": self.get,
+            "/VolumeDriver.List": self.list,
+        }
+
+    async def activate(self, request: Request) -> Reply:
+        return {"Implements": [DRIVER_TYPE]}
+
+    async def capabilities(self, request: Request) -> Reply:
+        # Not "global", though a scope can be shared: swarm would then take it to be everywhere.
+        return {"Capabilities": {"Scope": "local"}}
+
+    # Changing
+
+    async def create(self, request: Request) -> Reply:
+        """Make a volume. One that is there already is as good if it is what is asked for."""
+        labels, options = {}, {}
+        for key, value in request.options.items():
+            if key.startswith(LABEL):
+                labels[key.removeprefix(LABEL)] = value
+            else:
+                options[key] = value
+        await self._change(partial(self._create, request.name, options, labels))
+        return {}
+
+    def _create(self, name: str, options: dict[str, str], labels: dict[str, str]) -> None:
+        try:
+            volume = self._store.create(name, options, labels=labels, owner=_OWNER)
+        except UnknownOptionError as error:
+            raise _with_labels(error) from None
+        if labels and (dict(volume.labels) != labels or (volume.options and not options)):
+            made_with = [f"{key}={value}" for key, value in volume.options.items()]
+            made_with += [f"{LABEL}{key}={value}" for key, value in volume.labels.items()]
+            raise OptionConflictError(
+                f"volume {name!r} exists and has {', '.join(made_with) or 'no options'}; "
+                "remove it first, or leave the options out"
+            )
+
+    async def remove(self, request: Request) -> Reply:
+        """Remove a volume, into the trash."""
+        for attempt in range(_RELEASES + 1):
+            try:
+                await self._change(partial(self._store.remove, request.name, by=BY))
+            except VolumeInUseError as error:
+                open_only = error.holders and all(item.kind == "open" for item in error.holders)
+                if attempt == _RELEASES or not open_only:
+                    raise
+                await trio.sleep(_RELEASE_TIME)
+            else:
+                break
+        return {}
+
+    async def mount(self, request: Request) -> Reply:
+        """Note that a container uses the volume, and say where it finds it."""
+        # First the place, so that nothing is left behind when there is none.
+        volume = await self._look(partial(self._store.get, request.name))
+        place = await self._reach(volume)
+        await self._change(partial(self._store.acquire, request.name, request.id))
+        return {"Mountpoint": place}
+
+    async def unmount(self, request: Request) -> Reply:
+        """Note that a container does not use the volume any more. What is not known is done."""
+        try:
+            check_name(request.name)
+        except InvalidNameError:
+            return {}
+        await self._change(partial(self._store.release, request.name, request.id))
+        return {}
+
+    async def _reach(self, volume: Volume) -> str:
+        """Return the place of a volume once it can be seen there. Raises PluginError."""
+        start = trio.current_time()
+        with trio.move_on_at(start + _PATIENCE):
+            place = await self._look(partial(self._places.require, volume))
+            while True:
+                try:
+                    await self._in_thread(partial(places.look, place, volume), self._reaching)
+                except NotYetError as error:
+                    if trio.current_time() < start + _LINGER:
+                        await trio.sleep(_LOOK_AGAIN)
+                        continue
+                    if error.missing:
+                        raise PluginError(
+                            f"volume {volume.name!r} cannot be used: {error}"
+                        ) from None
+                return place
+        raise PluginError(f"the tree does not answer: volume {volume.name!r} cannot be reached")
+
+    # Looking
+
+    async def path(self, request: Request) -> Reply:
+        """Say where the volume is found: also when no container uses it, as the place is there
+        for everybody."""
+        volume = await self._look(partial(self._store.get, request.name))
+        (place,) = await self._look(partial(self._places.known, [volume]))
+        return {"Mountpoint": place}
+
+    async def get(self, request: Request) -> Reply:
+        """Describe a volume. That there is none is no failure, but an answer."""
+        try:
+            return {"Volume": await self._look(partial(self._describe, request.name))}
+        except VolumeNotFoundError:
+            return failure(f"no such volume: {request.name}")
+
+    def _describe(self, name: str) -> Reply:
+        volume = self._store.get(name)
+        (place,) = self._places.known([volume])
+        status = {
+            "driver": volume.driver_name,
+            "data": volume.path,
+            "labels": dict(volume.labels),
+            "options": dict(volume.options),
+            "references": sorted(self._store.references(name)),
+        }
+        return {**_entry(volume, place), "Status": status}
+
+    async def list(self, request: Request) -> Reply:
+        """List all volumes, whoever made them."""
+        return {"Volumes": await self._look(self._entries)}
+
+    def _entries(self) -> builtins.list[Reply]:
+        volumes = self._store.list()
+        found = self._places.known(volumes)
+        return [_entry(volume, place) for volume, place in zip(volumes, found, strict=True)]
+
+    # Threads
+
+    async def _look(self, call: Callable[[], T]) -> T:
+        return await self._in_thread(call, self._looking)
+
+    async def _change(self, call: Callable[[], T]) -> T:
+        return await self._in_thread(call, self._changing)
+
+    async def _in_thread(self, call: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
+        def separately() -> T:
+            # In the process of a tree, whose threads act as others and do without CAP_FSETID.
+            self._caller.separate_umask()
+            with KeepingSetgid():
+                return call()
+
+        return await trio.to_thread.run_sync(separately, limiter=limiter, abandon_on_cancel=True)
+
+
+def _entry(volume: Volume, place: str) -> Reply:
+    entry: Reply = {"Name": volume.name, "Mountpoint": place}
+    with suppress(OSError):  # one broken volume must not hide the others
+        if (created := time_text(volume.created_at)) is not None:
+            entry["CreatedAt"] = created
+    return entry
+
+
+def _with_labels(error: UnknownOptionError) -> UnknownOptionError:
+    text = str(error)
+    if not text.startswith("unknown option"):
+        return error
+    return UnknownOptionError(f"{text}, {LABEL}KEY")

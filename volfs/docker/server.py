@@ -1,0 +1,124 @@
+"""Serving the volume plugin protocol at a unix socket."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import AsyncIterator, Callable
+from typing import cast
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as serve_http
+from hypercorn.typing import Framework
+
+from volfs.docker.application import make_application
+from volfs.docker.listener import Listener
+from volfs.docker.places import Places
+from volfs.docker.plugin import VolumePlugin
+from volfs.store import VolumeStore
+
+log = logging.getLogger(__name__)
+
+_KEEP_ALIVE = 600
+"""Seconds that a connection may be idle. Long, since a request that crosses the end of its
+connection is lost, and sent again by dockerd only a second later."""
+
+_GRACE = 5.0
+"""Seconds for requests under way to be answered when the server ends."""
+
+_RETRY = 0.5
+_HOUSEKEEPING_INTERVAL = 60.0
+
+
+async def serve(
+    store: VolumeStore,
+    places: Places,
+    socket_path: str,
+    stop: trio.Event,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve ``store`` as a volume plugin at ``socket_path`` until ``stop`` is set.
+
+    Started once clients can connect. The socket is gone when this returns or is cancelled.
+    Raises PluginError when it cannot be made.
+    """
+    listener = await trio.to_thread.run_sync(Listener, socket_path)
+    try:
+        application = cast(Framework, make_application(VolumePlugin(store, places)))
+        task_status.started()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_remove_upon, stop, listener)
+            while not stop.is_set():
+                config = _config(listener.descriptor())
+                try:
+                    await serve_http(application, config, shutdown_trigger=stop.wait, mode="asgi")
+                except Exception:
+                    # A client could do that to the server; the others need it nevertheless.
+                    log.exception("the server of the plugin failed; it starts anew")
+                    await trio.sleep(_RETRY)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(listener.remove)
+        listener.close()
+
+
+async def _remove_upon(stop: trio.Event, listener: Listener) -> None:
+    # Before the last requests are answered: nobody new may come for an answer that never is.
+    await stop.wait()
+    await trio.to_thread.run_sync(listener.remove)
+
+
+def _config(descriptor: int) -> Config:
+    """Return the server's settings; it takes the descriptor over."""
+    config = Config()
+    config.bind = [f"fd://{descriptor}"]
+    config.backlog = 4096  # it calls listen(2) once more
+    config.accesslog = None
+    config.errorlog = log
+    config.include_server_header = False
+    config.keep_alive_timeout = _KEEP_ALIVE
+    config.graceful_timeout = _GRACE
+    return config
+
+
+async def serve_alone(
+    store: VolumeStore,
+    places: Places,
+    socket_path: str,
+    ready: Callable[[], None],
+    *,
+    housekeeping: bool,
+) -> None:
+    """Serve as ``serve`` does until SIGTERM or SIGINT arrives, in a process without a tree.
+
+    Calls ``ready`` once clients can connect. ``housekeeping``: do the store's chores as well,
+    because no tree's daemon does them. Raises in an ExceptionGroup what ``serve`` does.
+    """
+    stop = trio.Event()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_stop_upon, signals, stop)
+            if housekeeping:
+                nursery.start_soon(_housekeep, store, stop)
+            await nursery.start(serve, store, places, socket_path, stop)
+            log.info("serving the plugin at %s", socket_path)
+            ready()
+            await stop.wait()
+
+
+async def _stop_upon(signals: AsyncIterator[int], stop: trio.Event) -> None:
+    number = await anext(signals)
+    log.info("ending upon %s", signal.Signals(number).name)
+    stop.set()
+
+
+async def _housekeep(store: VolumeStore, stop: trio.Event) -> None:
+    while not stop.is_set():
+        try:
+            await trio.to_thread.run_sync(store.housekeep, stop.is_set)
+        except Exception:
+            log.exception("housekeeping failed; it is tried again")
+        with trio.move_on_after(_HOUSEKEEPING_INTERVAL):
+            await stop.wait()
