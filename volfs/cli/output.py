@@ -6,8 +6,12 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from volfs.usage import Holder
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
@@ -39,6 +43,12 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
+
+
+def print_lines(texts: Iterable[str]) -> None:
+    """Print texts, one on each line."""
+    for text in texts:
+        click.echo(printable(text))
 
 
 def printable(text: str) -> str:
@@ -74,6 +84,33 @@ def size(count: int) -> str:
 def pairs(values: Iterable[tuple[str, str]]) -> str:
     """Return labels or options on one line."""
     return " ".join(f"{key}={value}" if value else key for key, value in sorted(values))
+
+
+def users(holders: Sequence[Holder]) -> str:
+    """Return who uses a volume in a few words, such as ``2 containers, 1 mount``.
+
+    A runtime's references count where none of its containers is seen: else they are the same.
+    """
+    containers = {holder.container for holder in holders if holder.container}
+    others = [holder for holder in holders if not holder.container]
+    counts = {
+        "container": len(containers),
+        "mount": sum(holder.kind == "mount" for holder in others),
+        "process": len({holder.pid for holder in others if holder.kind == "open"}),
+        "reference": sum(holder.kind == "reference" for holder in others if not containers),
+    }
+    return ", ".join(number(count, what) for what, count in counts.items() if count) or "-"
+
+
+def number(count: int, what: str) -> str:
+    """Return how many there are of something, in words that agree: ``1 process``."""
+    ending = "" if count == 1 else "es" if what.endswith("s") else "s"
+    return f"{count} {what}{ending}"
+
+
+def can_ask() -> bool:
+    """Tell whether somebody is there to answer a question."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def complain(message: str) -> None:
