@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -110,20 +113,67 @@ def names(*words: str) -> list[str]:
     return result.out.splitlines()
 
 
-def on_terminal(*words: str, answer: str = "") -> tuple[str, int]:
+class Terminal:
+    """A command that runs on a terminal of its own; only ``stdout`` can be elsewhere."""
+
+    def __init__(
+        self, *words: str | Path, command: list[str] = PROGRAM, stdout: int | None = None
+    ) -> None:
+        self._ours, theirs = pty.openpty()
+        self._shown = b""
+        self._process = subprocess.Popen(
+            [*command, *map(str, words)],
+            stdin=theirs,
+            stdout=theirs if stdout is None else stdout,
+            stderr=theirs,
+            cwd=ROOT,
+            env={**os.environ, "TERM": "xterm"},
+            start_new_session=True,
+            # Controlled by it, so that what is typed there can interrupt.
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+
+    @property
+    def shown(self) -> str:
+        """What was shown so far, without colours and line ends as in a file."""
+        text = re.sub(r"\x1b\[[\d;]*m", "", self._shown.decode(errors="replace"))
+        return text.replace("\r\n", "\n")
+
+    def until(self, text: str) -> None:
+        """Wait until the command has shown something."""
+        while text not in self.shown:
+            assert self._read(), f"it ended and never showed {text!r}:\n{self.shown}"
+
+    def type(self, text: str) -> None:
+        """Type something."""
+        os.write(self._ours, text.encode())
+
+    def end(self) -> tuple[str, int]:
+        """Wait for the end; return what was shown and the exit code."""
+        try:
+            while self._read():
+                pass
+            return self.shown, self._process.wait(30)
+        finally:
+            os.close(self._ours)
+
+    def _read(self) -> bool:
+        if not select.select([self._ours], [], [], 30)[0]:
+            self._process.kill()
+            raise AssertionError(f"it went silent after:\n{self.shown}")
+        try:
+            part = os.read(self._ours, 65536)
+        except OSError:
+            return False  # EIO: the other end is closed
+        self._shown += part
+        return bool(part)
+
+
+def on_terminal(
+    *words: str | Path, answer: str = "", command: list[str] = PROGRAM, stdout: int | None = None
+) -> tuple[str, int]:
     """Run a command on a terminal of its own; return what it showed and its exit code."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*PROGRAM, *words], stdin=theirs, stdout=theirs, stderr=theirs, cwd=ROOT
-    )
-    os.close(theirs)
-    os.write(ours, answer.encode())
-    shown = b""
-    try:
-        while part := os.read(ours, 65536):
-            shown += part
-    except OSError:
-        pass  # EIO: the other end is closed
-    finally:
-        os.close(ours)
-    return re.sub(r"\x1b\[[\d;]*m", "", shown.decode()), process.wait(30)
+    terminal = Terminal(*words, command=command, stdout=stdout)
+    terminal.type(answer)
+    return terminal.end()

@@ -15,8 +15,8 @@ from volfs.cli import EXIT_CODES
 from volfs.errors import VolfsError
 
 COMMANDS = (
-    *("mount", "umount", "create", "rm", "ls", "inspect", "rename"),
-    *("restore", "prune", "df", "doctor"),
+    *("mount", "umount", "create", "rm", "ls", "inspect", "rename", "label"),
+    *("restore", "prune", "purge", "df", "doctor"),
 )
 
 
@@ -105,11 +105,13 @@ def test_json_is_json_for_every_command(scope: Path) -> None:
         ["ls"],
         ["inspect", "a"],
         ["rename", "a", "b"],
+        ["label", "b", "x=1"],
         ["rm", "b"],
         ["ls", "--removed"],
         ["restore", "b"],
         ["df"],
         ["prune", "--yes"],
+        ["purge", "--yes"],
         ["doctor"],
     ):
         result = volfs(*words, "--json")

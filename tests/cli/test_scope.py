@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import PROGRAM, ROOT, names, on_terminal, program, volfs
+from tests.cli.running import names, on_terminal, program, volfs
+from tests.conftest import MountFactory
 
 
 class TestCreate:
@@ -129,78 +130,6 @@ class TestRemove:
         assert volfs("rm", "web").code == 0
 
 
-class TestList:
-    def test_to_a_pipe_it_is_plain(self, web: Path) -> None:
-        head, line = volfs("ls").out.splitlines()
-        assert head == "name\tdriver\tcreated\tlabels"
-        assert re.fullmatch(r"web\tlocal\t\d{4}-\d\d-\d\d \d\d:\d\d\tteam=blue", line)
-
-    def test_on_a_terminal_it_is_a_table(self, web: Path) -> None:
-        text, code = on_terminal("ls")
-        assert code == 0
-        assert re.search(r"NAME +DRIVER +CREATED +LABELS", text)
-        assert re.search(r"web +local +\d{4}-\d\d-\d\d \d\d:\d\d +team=blue", text)
-
-    def test_json(self, web: Path) -> None:
-        (found,) = volfs("ls", "--json").json
-        assert found.keys() == {"name", "driver", "path", "created_at", "labels", "options"}
-        assert found["path"] == str(web)
-
-    def test_a_volume_that_something_else_made(self, web: Path, scope: Path) -> None:
-        (scope / "volumes/bare/_data").mkdir(parents=True)
-        assert names() == ["bare", "web"]
-        assert volfs("ls", "--json").json[0]["created_at"] is None
-        assert volfs("ls").out.splitlines()[1] == "bare\tlocal\t-\t"
-
-    def test_terminal_controls_are_shown_escaped(self, scope: Path) -> None:
-        assert volfs("create", "x", "--label", "a=\x1b[31m\n").code == 0
-        assert "a=\\x1b[31m\\n" in volfs("ls").out
-
-    def test_no_scope_yet(self, scope: Path) -> None:
-        for command in ("ls", "df", "prune"):
-            result = volfs(command)
-            assert result.code == 9
-            assert "volfs create" in result.err
-        assert not scope.exists()
-
-    def test_a_reader_that_goes_away(self, web: Path) -> None:
-        read_end, write_end = os.pipe()
-        os.close(read_end)
-        done = subprocess.run(
-            [*PROGRAM, "ls"],
-            stdout=write_end,
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            check=False,
-        )
-        os.close(write_end)
-        assert (done.returncode, done.stderr) == (1, "")
-
-
-class TestInspect:
-    def test_for_people(self, web: Path) -> None:
-        result = volfs("inspect", "web")
-        assert result.code == 0
-        lines = dict(re.findall(r"^(\w[\w ]*): +(.*)$", result.out, re.MULTILINE))
-        assert lines.pop("Created").startswith("20")
-        assert lines == {
-            "Name": "web",
-            "Driver": "local",
-            "Path": str(web),
-            "Labels": "team=blue",
-            "Options": "-",
-            "Used by": "nobody",
-        }
-
-    def test_json_of_what_is_there(self, web: Path) -> None:
-        result = volfs("inspect", "--json", "web", "nope")
-        assert result.code == 4
-        (found,) = result.json
-        assert found["holders"] == []
-        assert result.err == "volfs: no volume 'nope'\n"
-
-
 class TestRename:
     def test_keeps_everything(self, web: Path, scope: Path) -> None:
         result = volfs("rename", "web", "site")
@@ -217,6 +146,53 @@ class TestRename:
         assert volfs("create", "other").code == 0
         assert volfs("rename", old, new).code == code
         assert names() == ["other", "web"]
+
+
+class TestLabel:
+    def test_sets_and_removes(self, web: Path) -> None:
+        result = volfs("label", "web", "tier=front", "team=a=b", "empty=")
+        assert (result.code, result.out, result.err) == (0, "", "")
+        assert volfs("label", "web").out == "empty=\nteam=a=b\ntier=front\n"
+        result = volfs("label", "web", "team-", "absent-", "tier=back", "--json")
+        assert result.json["labels"] == {"tier": "back", "empty": ""}
+        (found,) = volfs("ls", "--json").json
+        assert found["labels"] == {"tier": "back", "empty": ""}
+
+    def test_keeps_the_rest(self, scope: Path) -> None:
+        volfs("create", "web", "--opt", "mode=0700")
+        (before,) = volfs("ls", "--json").json
+        volfs("label", "web", "a=1")
+        (after,) = volfs("ls", "--json").json
+        assert after == before | {"labels": {"a": "1"}}
+
+    @pytest.mark.parametrize("words", [["team"], ["=x"], ["-"], ["a=1", "a-"], [""]])
+    def test_wrong_usage(self, web: Path, words: list[str]) -> None:
+        result = volfs("label", "web", "new=1", "--", *words)
+        assert result.code == 2
+        assert volfs("label", "web").out == "team=blue\n"
+
+    def test_missing(self, web: Path) -> None:
+        assert volfs("label", "nope", "a=1").code == 4
+        assert volfs("label", "nope").code == 4
+
+    def test_controls_are_shown_escaped(self, web: Path) -> None:
+        volfs("label", "web", "a=\x1b[31m\n")
+        assert volfs("label", "web").out == "a=\\x1b[31m\\n\nteam=blue\n"
+
+    def test_too_much(self, web: Path) -> None:
+        assert volfs("label", "web", f"a={'x' * 2**20}").code == 3
+
+    @pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
+    def test_is_what_a_mounted_tree_says(self, mount: MountFactory) -> None:
+        tree = mount()
+        (tree.mnt / "web").mkdir()
+        attribute = "volfs.label.team"
+        assert volfs("label", "--scope", tree.scope, "web", "team=blue").code == 0
+        assert os.getxattr(tree.mnt / "web", attribute) == b"blue"
+        subprocess.run(["setfattr", "-n", attribute, "-v", "red", tree.mnt / "web"], check=True)
+        assert volfs("label", "--scope", tree.scope, "web").out == "team=red\n"
+        subprocess.run(["setfattr", "-x", attribute, tree.mnt / "web"], check=True)
+        assert volfs("label", "--scope", tree.scope, "web").out == ""
 
 
 class TestRestore:
@@ -236,45 +212,45 @@ class TestRestore:
         assert volfs("restore", "nope").code == 4
 
 
-class TestPrune:
+class TestPurge:
     def test_empties_the_trash_only(self, web: Path, scope: Path) -> None:
         volfs("create", "gone")
         volfs("rm", "gone")
         (id,) = names("--removed")
-        result = volfs("prune", "--yes")
+        result = volfs("purge", "--yes")
         assert (result.code, result.out) == (0, f"deleted gone ({id})\n")
         assert names("--removed") == []
         assert list((scope / "trash").iterdir()) == []
         assert names() == ["web"]
-        assert volfs("prune").out == "nothing to delete\n"
-        assert volfs("prune", "--yes", "--json").json == []
+        assert volfs("purge").out == "nothing to delete\n"
+        assert volfs("purge", "--yes", "--json").json == []
 
     def test_keeps_what_is_younger(self, web: Path) -> None:
         volfs("rm", "web")
-        assert volfs("prune", "--yes", "--older-than", "1h").out == "nothing to delete\n"
-        assert volfs("prune", "--older-than", "1h").out == "nothing to delete\n"
-        assert volfs("prune", "--yes", "--older-than", "0", "--json").json[0]["name"] == "web"
+        assert volfs("purge", "--yes", "--older-than", "1h").out == "nothing to delete\n"
+        assert volfs("purge", "--older-than", "1h").out == "nothing to delete\n"
+        assert volfs("purge", "--yes", "--older-than", "0", "--json").json[0]["name"] == "web"
 
     def test_without_a_terminal_nobody_can_be_asked(self, web: Path) -> None:
         volfs("rm", "web")
-        result = program("prune")
+        result = program("purge")
         assert result.code == 2
         assert "--yes" in result.err
         assert len(names("--removed")) == 1
 
     def test_asks(self, web: Path) -> None:
         volfs("rm", "web")
-        text, code = on_terminal("prune", answer="n\n")
+        text, code = on_terminal("purge", answer="n\n")
         assert "Delete these 1 for good?" in text
         assert code == 130
         assert len(names("--removed")) == 1
-        text, code = on_terminal("prune", answer="y\n")
+        text, code = on_terminal("purge", answer="y\n")
         assert "deleted web" in text
         assert code == 0
         assert names("--removed") == []
 
     def test_bad_duration(self, web: Path) -> None:
-        assert volfs("prune", "--older-than", "soon").code == 2
+        assert volfs("purge", "--older-than", "soon").code == 2
 
 
 class TestDf:
@@ -287,7 +263,7 @@ class TestDf:
         (scope / "volumes/gone/_data/f").write_bytes(b"x" * 2**16)
         volfs("rm", "gone")
         found = volfs("df", "--json").json
-        assert found.keys() == {"scope", "filesystem", "volumes", "removed"}
+        assert found.keys() == {"scope", "filesystem", "volumes", "removed", "totals"}
         assert found["scope"] == str(scope)
         assert found["filesystem"].keys() == {"size", "used", "available"}
         (volume,) = found["volumes"]
@@ -297,8 +273,25 @@ class TestDf:
         (removed,) = found["removed"]
         assert removed["name"] == "gone"
         assert removed["size"] > 2**16
+        assert found["totals"] == {"volumes": volume["size"], "removed": removed["size"]}
+
+    def test_the_largest_first(self, web: Path, scope: Path, tmp_path: Path) -> None:
+        volfs("create", "big", "unmounted")
+        (scope / "volumes/big/_data/f").write_bytes(b"x" * 2**20)
+        (unmounted := scope / "volumes/unmounted/_data").rmdir()
+        unmounted.symlink_to(tmp_path / "disk")
+        assert [v["name"] for v in volfs("df", "--json").json["volumes"]] == [
+            "big",
+            "web",
+            "unmounted",
+        ]
+        lines = volfs("df").out.splitlines()
+        assert lines[1].startswith("big\t1.0 MiB\t2\t")
+        assert lines[3] == "unmounted\t-\t-\t"
 
     def test_for_people(self, web: Path) -> None:
         result = volfs("df")
         assert re.search(r"^web\t[\d.]+ KiB\t2\t$", result.out, re.MULTILINE)
-        assert "1 volumes take" in result.err
+        assert re.fullmatch(
+            r"volumes [\d.]+ KiB, trash 0 B, free [\d.]+ \w+ of [\d.]+ \w+ in /.*\n", result.err
+        )

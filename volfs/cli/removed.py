@@ -1,13 +1,20 @@
-"""The commands for removed volumes: restore, prune."""
+"""The commands for removed volumes: restore, purge."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 
 import click
 
-from volfs.cli.output import iso, json_option, local_time, print_json, print_table, printable
+from volfs.cli.output import (
+    can_ask,
+    iso,
+    json_option,
+    local_time,
+    print_json,
+    print_table,
+    printable,
+)
 from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.volumes import describe
 from volfs.durations import parse_duration
@@ -53,14 +60,14 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> f
     help="Only what was removed longer ago than this, such as 12h or 7d.",
 )
 @json_option
-def prune(scope: str | None, yes: bool, older_than: float | None, as_json: bool) -> None:
+def purge(scope: str | None, yes: bool, older_than: float | None, as_json: bool) -> None:
     """Empty the trash: delete removed volumes for good.
 
     \b
-      volfs prune                          shows what would go, and asks
-      volfs prune --older-than 7d --yes    for scripts
+      volfs purge                          shows what would go, and asks
+      volfs purge --older-than 7d --yes    for scripts
 
-    Volumes that are there are never touched.
+    Volumes that are there are never touched: to remove those that nobody uses, see volfs prune.
     """
     with open_scope(scope) as opened:
         trash = opened.driver.trash
@@ -76,8 +83,8 @@ def prune(scope: str | None, yes: bool, older_than: float | None, as_json: bool)
                 or (datetime.now(UTC) - entry.removed_at).total_seconds() > older_than
             ]
             if entries:
-                if as_json or not sys.stdin.isatty():
-                    raise click.UsageError("prune asks on a terminal only; use --yes")
+                if as_json or not can_ask():
+                    raise click.UsageError("purge asks on a terminal only; use --yes")
                 print_table(
                     ("NAME", "REMOVED", "ID"),
                     ((e.name, local_time(e.removed_at), e.id) for e in entries),

@@ -1,4 +1,4 @@
-"""The commands for volumes: create, rm, ls, inspect, rename."""
+"""The commands that make and change volumes: create, rm, rename, label."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import getpass
 import os
 import shlex
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -15,10 +14,8 @@ from volfs.cli.output import (
     complain,
     iso,
     json_option,
-    local_time,
-    pairs,
     print_json,
-    print_table,
+    print_lines,
     printable,
 )
 from volfs.cli.scope import given_scope, open_scope, scope_option
@@ -65,7 +62,7 @@ def create(
             if not as_json:
                 click.echo(printable(name))
 
-        code = _each(names, one)
+        code = for_each(names, one)
         if as_json:
             print_json([describe(volume) for volume in made])
     return code
@@ -82,7 +79,7 @@ def rm(scope: str | None, empty: bool, as_json: bool, names: tuple[str, ...]) ->
     \b
       volfs rm web
       volfs restore web        brings it back
-      volfs prune              deletes it for good
+      volfs purge              deletes it for good
 
     A volume that is in use is refused, and the message says by whom: a runtime's reference, a
     mount in any container, or a file open through the tree.
@@ -91,102 +88,14 @@ def rm(scope: str | None, empty: bool, as_json: bool, names: tuple[str, ...]) ->
     with open_scope(scope) as opened:
 
         def one(name: str) -> None:
-            opened.store.remove(name, by=f"volfs rm by {_user()}", only_empty=empty)
+            opened.store.remove(name, by=f"volfs rm by {user()}", only_empty=empty)
             removed.append(name)
             if not as_json:
-                undo = f"volfs restore {given_scope()}{shlex.quote(name)}"
-                click.echo(printable(f"removed {name} ({undo} brings it back)"))
+                say_removed(name)
 
-        code = _each(names, one)
+        code = for_each(names, one)
         if as_json:
             print_json([{"name": name} for name in removed])
-    return code
-
-
-@click.command()
-@scope_option
-@click.option("--removed", is_flag=True, help="List the trash instead: what can be restored.")
-@click.option("-q", "--quiet", is_flag=True, help="Print only names (of removed volumes: ids).")
-@json_option
-def ls(scope: str | None, removed: bool, quiet: bool, as_json: bool) -> None:
-    """List volumes.
-
-    \b
-      volfs ls
-      volfs ls --removed                   what can be restored
-      volfs ls --json | jq -r '.[].path'
-
-    To a pipe, columns are separated by tabs.
-    """
-    with open_scope(scope) as opened:
-        if removed:
-            entries = opened.driver.trash.list()
-            if as_json:
-                print_json([asdict(e) | {"removed_at": iso(e.removed_at)} for e in entries])
-            elif quiet:
-                _lines(entry.id for entry in entries)
-            else:
-                print_table(
-                    ("NAME", "REMOVED", "BY", "ID"),
-                    ((e.name, local_time(e.removed_at), e.by or "-", e.id) for e in entries),
-                )
-        elif quiet and not as_json:
-            _lines(opened.store.names())
-        else:
-            volumes = opened.store.list()
-            if as_json:
-                print_json([describe(volume) for volume in volumes])
-            else:
-                print_table(
-                    ("NAME", "DRIVER", "CREATED", "LABELS"),
-                    (
-                        (v.name, v.driver_name, local_time(v.created_at), pairs(v.labels.items()))
-                        for v in volumes
-                    ),
-                )
-
-
-@click.command()
-@scope_option
-@json_option
-@click.argument("names", metavar="NAME...", nargs=-1, required=True)
-def inspect(scope: str | None, as_json: bool, names: tuple[str, ...]) -> int:
-    """Show all that is known of volumes, and who uses them.
-
-    \b
-      volfs inspect web
-      volfs inspect web --json | jq '.[0].holders'
-
-    A holder is a runtime's reference, a mount (which process of which container has it where),
-    or a file open through the tree. What one may see of others' processes is up to the kernel:
-    root sees all, a user sees their own.
-    """
-    found = []
-    with open_scope(scope) as opened:
-
-        def one(name: str) -> None:
-            volume = opened.store.get(name)
-            holders = opened.store.holders(name)
-            found.append(describe(volume) | {"holders": [asdict(holder) for holder in holders]})
-            if as_json:
-                return
-            if len(found) > 1:
-                click.echo()
-            for title, value in (
-                ("Name", volume.name),
-                ("Driver", volume.driver_name),
-                ("Path", volume.path),
-                ("Created", local_time(volume.created_at)),
-                ("Labels", pairs(volume.labels.items()) or "-"),
-                ("Options", pairs(volume.options.items()) or "-"),
-                ("Used by", str(holders[0]) if holders else "nobody"),
-                *(("", str(holder)) for holder in holders[1:]),
-            ):
-                click.echo(f"{title + ':' if title else '':<9}{printable(value)}")
-
-        code = _each(names, one)
-        if as_json:
-            print_json(found)
     return code
 
 
@@ -222,7 +131,54 @@ def describe(volume: Volume) -> dict[str, object]:
     }
 
 
-def _each(names: Iterable[str], one: Callable[[str], None]) -> int:
+@click.command()
+@scope_option
+@json_option
+@click.argument("name")
+@click.argument("changes", metavar="[KEY=VALUE|KEY-]...", nargs=-1)
+def label(scope: str | None, as_json: bool, name: str, changes: tuple[str, ...]) -> None:
+    """Set labels of a volume, remove them, or show them.
+
+    \b
+      volfs label web team=blue tier=front     sets two, replacing what they were
+      volfs label web team-                    removes one
+      volfs label web                          shows all
+
+    Other labels stay as they are. To remove one that is not there is no error. In a mounted
+    tree, setfattr -n volfs.label.KEY -v VALUE does the same.
+    """
+    new, gone = _changes(changes)
+    with open_scope(scope) as opened:
+        volume = opened.store.get(name)
+        if changes:
+            labels = {**volume.labels, **new}
+            kept = {key: value for key, value in labels.items() if key not in gone}
+            if kept != volume.labels:
+                volume = opened.store.set_labels(name, kept)
+        if as_json:
+            print_json(describe(volume))
+        elif not changes:
+            print_lines(f"{key}={value}" for key, value in sorted(volume.labels.items()))
+
+
+def _changes(words: Iterable[str]) -> tuple[dict[str, str], set[str]]:
+    """Return the labels that are to be set, and the keys of those that are to go."""
+    new: dict[str, str] = {}
+    gone: set[str] = set()
+    for word in words:
+        key, equals, value = word.partition("=")
+        if key and equals:
+            new[key] = value
+        elif key.endswith("-") and key != "-" and not equals:
+            gone.add(key[:-1])
+        else:
+            raise click.UsageError(f"{word!r} is neither KEY=VALUE nor KEY-")
+    if both := gone & new.keys():
+        raise click.UsageError(f"label {min(both)!r} is both set and removed")
+    return new, gone
+
+
+def for_each(names: Iterable[str], one: Callable[[str], None]) -> int:
     """Do it for every name; complain of each that fails, and end with the first one's code."""
     code = 0
     for name in dict.fromkeys(names):
@@ -247,12 +203,14 @@ def _pairs(words: Iterable[str], option: str) -> dict[str, str]:
     return values
 
 
-def _lines(texts: Iterable[str]) -> None:
-    for text in texts:
-        click.echo(printable(text))
+def say_removed(name: str) -> None:
+    """Say that a volume is in the trash, and how it comes back."""
+    undo = f"volfs restore {given_scope()}{shlex.quote(name)}"
+    click.echo(printable(f"removed {name} ({undo} brings it back)"))
 
 
-def _user() -> str:
+def user() -> str:
+    """Return who runs this command, for the record."""
     # sudo tells who is behind root.
     try:
         return os.environ.get("SUDO_USER") or getpass.getuser()

@@ -1,0 +1,127 @@
+"""The command prune: volumes that nobody uses go into the trash."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from volfs.cli.listing import filter_option, find, measure_all, print_volumes
+from volfs.cli.output import can_ask, complain, json_option, print_json
+from volfs.cli.scope import open_scope, scope_option
+from volfs.cli.volumes import for_each, say_removed, user
+from volfs.errors import VolfsError, VolumeNotFoundError
+from volfs.filters import FILTERS, Filters
+
+if TYPE_CHECKING:
+    from volfs.volume import Volume
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """A volume that was shown, told from another that takes its name."""
+
+    name: str
+    inode: tuple[int, int] | None
+    created_at: datetime | None
+
+    @classmethod
+    def of(cls, volume: Volume) -> _Chosen:
+        try:
+            found = os.stat(volume.path)
+        except OSError:  # an administrator's link to a disk that is not mounted
+            return cls(volume.name, None, volume.created_at)
+        return cls(volume.name, (found.st_dev, found.st_ino), volume.created_at)
+
+
+_FRESH = 0.2
+"""Seconds after which it is looked anew at who uses what, while volumes are being removed."""
+
+
+@click.command()
+@scope_option
+@filter_option(
+    known=[name for name in FILTERS if name != "dangling"],
+    help="Only some of them, as volfs ls --filter has it. Can be given several times.",
+)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@json_option
+def prune(scope: str | None, filters: Filters, yes: bool, as_json: bool) -> int:
+    """Remove the volumes that nobody uses, with their data, into the trash.
+
+    \b
+      volfs prune                                shows what would go, and asks
+      volfs prune --filter label!=keep --filter until=7d
+      volfs prune --filter label=stage=test --yes     for scripts
+      volfs restore NAME                         brings one back
+      volfs ls -f dangling=true                  only shows what nobody uses
+
+    Nobody uses a volume to which no runtime refers, which is mounted in no container and of
+    which no file is open through the tree, as far as this user may see: run it as root where
+    others use the volumes. One that comes into use while you are asked is refused, and makes
+    the exit code 6. What is removed can be restored until the trash is emptied.
+    """
+    filters = replace(filters, dangling=True)
+    with open_scope(scope) as opened:
+        if not yes and (as_json or not can_ask()):
+            raise click.UsageError("prune asks on a terminal only; use --yes")
+        found, code = find(opened, filters)
+        chosen = [_Chosen.of(item.volume) for item in found]
+        if found and not yes:
+            measure_all(found)
+            print_volumes(found, with_size=True, with_users=False)
+    if found and not yes:
+        what = "this volume" if len(found) == 1 else f"these {len(found)} volumes"
+        click.confirm(f"Remove {what}? (volfs restore NAME brings one back)", abort=True, err=True)
+    removed, failed = _remove(scope, filters, chosen, quiet=as_json)
+    if as_json:
+        print_json([{"name": name} for name in removed])
+    elif not found:
+        click.echo("nothing to remove")
+    return code or failed
+
+
+def _remove(
+    scope: str | None, filters: Filters, chosen: list[_Chosen], *, quiet: bool
+) -> tuple[list[str], int]:
+    """Remove what was chosen; return the names of what is removed, and an exit code."""
+    left = deque(chosen)
+    removed: list[str] = []
+    code = 0
+    while left:
+        # A scope that has just been opened has just looked at who uses what.
+        with open_scope(scope) as opened:
+            until = time.monotonic() + _FRESH
+            while left:
+                one = left.popleft()
+
+                def remove(name: str, one: _Chosen = one) -> None:
+                    try:
+                        _require_same(opened.store.get(name), one, filters)
+                        opened.store.remove(name, by=f"volfs prune by {user()}")
+                    except VolumeNotFoundError:
+                        complain(f"volume {name!r} was removed by somebody else meanwhile")
+                        return
+                    removed.append(name)
+                    if not quiet:
+                        say_removed(name)
+
+                failed = for_each([one.name], remove)
+                code = code or failed
+                if time.monotonic() >= until:
+                    break
+    return removed, code
+
+
+def _require_same(volume: Volume, chosen: _Chosen, filters: Filters) -> None:
+    """Refuse what took the chosen volume's name, or was labelled, since it was chosen.
+
+    Raises VolfsError. Whether it is in use is for the store to decide.
+    """
+    if _Chosen.of(volume) != chosen or not filters.matches(volume, lambda _: False):
+        raise VolfsError(f"volume {volume.name!r} was changed meanwhile and stays")
