@@ -11,18 +11,32 @@ yet a volume is prepared in the trash's directory, where a crash can leave it to
 from __future__ import annotations
 
 import errno
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from volfs import sidecar
-from volfs.durable import opened, sync_directory, write_new
-from volfs.errors import OptionConflictError, VolumeExistsError, VolumeNotFoundError
+from volfs.copying import CopyReport
+from volfs.duplicate import NoReflinksError
+from volfs.durable import DIRECTORY, NO_ENTRY, opened, sync_directory, write_new
+from volfs.errors import (
+    OptionConflictError,
+    UnknownOptionError,
+    VolumeExistsError,
+    VolumeNotFoundError,
+)
 from volfs.naming import Names, exists, not_found
 from volfs.scope import Scope
 from volfs.sidecar import Record
-from volfs.trash import ATTEMPTS, DATA, VOLUME, Trash
+from volfs.staging import Copy, Stage, give, give_as_told, staged
+from volfs.trash import ATTEMPTS, DATA, VOLUME, Trash, never
 from volfs.volume import Owner, Volume, check_name
+
+_log = logging.getLogger(__name__)
+_COPIES = 3
+"""How often a copy is begun anew because somebody took away what was there of it."""
 
 
 class LocalVolume:
@@ -144,19 +158,144 @@ class LocalDriver:
     ) -> LocalVolume:
         """Make the volume ``name``, durably, and return it: see Driver.create.
 
-        Options are ``uid`` and ``gid`` (decimal) and ``mode`` (octal) of the data path; without
-        them it belongs to ``owner``, or to whoever runs this, with mode 755.
+        Options are those of sidecar.KNOWN_OPTIONS. What is not said by ``uid``, ``gid`` and
+        ``mode`` is as in the volume to copy, or as in ``owner``, or of whoever runs this with
+        mode 755. A copy that is not of one point in time is logged; see ``clone``.
         """
-        check_name(name)
         options = sidecar.check_options(options or {})
         record = Record(datetime.now(UTC), sidecar.check_labels(labels or {}), options)
-        whose = sidecar.owner_of(options, owner or Owner(os.geteuid(), os.getegid()))
-        for _ in range(ATTEMPTS):
-            existing = self._existing(name, options, exclusive)
+        source = options.get("from")
+        if source is None:
+            whose = sidecar.owner_of(options, owner or Owner(os.geteuid(), os.getegid()))
+            return self._create(name, record, lambda data, _: give(data, whose), exclusive)
+        copy = Copy(self.open_data, source, options, None, never)
+        volume = self._create(name, record, copy, exclusive, _COPIES)
+        if copy.report is not None and not copy.report.is_point_in_time:
+            _log.warning(
+                "volume %r is no copy of %r at one point in time: %d files or directories were"
+                " changed meanwhile, such as %s",
+                name,
+                source,
+                copy.report.changed,
+                copy.report.examples[0],
+            )
+        return volume
+
+    def clone(
+        self,
+        source: str,
+        name: str,
+        options: Mapping[str, str] | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        on_progress: Callable[[int], None] | None = None,
+        stopping: Callable[[], bool] = never,
+    ) -> tuple[LocalVolume, CopyReport]:
+        """Make the new volume ``name`` a copy of ``source``, and say how it was copied.
+
+        Its labels and options are those of the source, overlaid by the given ones; ``from`` is
+        the source. Raises VolumeNotFoundError for the source (also when it goes while it is
+        copied), VolumeExistsError, InvalidNameError, UnknownOptionError, InvalidLabelError, and
+        what copy_tree raises, which explains the other arguments.
+        """
+        known = self.get(source)
+        given = sidecar.check_options({**(options or {}), "from": source})
+        record = Record(
+            datetime.now(UTC),
+            sidecar.check_labels({**known.labels, **(labels or {})}),
+            {**known.options, **given},
+        )
+        copy = Copy(self.open_data, source, given, on_progress, stopping)
+        volume = self._create(name, record, copy, True, _COPIES)
+        assert copy.report is not None
+        return volume, copy.report
+
+    def create_filled(
+        self,
+        name: str,
+        fill: Callable[[int, Callable[[], None]], None],
+        options: Mapping[str, str] | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+    ) -> LocalVolume:
+        """Make the new volume ``name`` of what ``fill`` puts into it.
+
+        ``fill`` is called once, with a descriptor of the empty data directory and a function
+        that it has to call at least every few seconds; it may set the directory's owner and
+        mode, which ``uid``, ``gid`` and ``mode`` in ``options`` overrule. What it raises leaves
+        no volume. Raises VolumeExistsError before ``fill`` is called if that is known by then.
+        """
+        options = sidecar.check_options(options or {})
+        if "from" in options:
+            raise UnknownOptionError("option from: a volume is a copy, or filled otherwise")
+        record = Record(datetime.now(UTC), sidecar.check_labels(labels or {}), options)
+        whose = sidecar.owner_of(options, Owner(os.geteuid(), os.getegid()))
+
+        def filling(data: int, stage: Stage) -> None:
+            give(data, whose)
+            fill(data, stage.keep_alive)
+            give_as_told(data, options)
+
+        return self._create(name, record, filling, True, 1)
+
+    @contextmanager
+    def snapshot(
+        self,
+        name: str,
+        *,
+        on_progress: Callable[[int], None] | None = None,
+        stopping: Callable[[], bool] = never,
+    ) -> Iterator[tuple[int, CopyReport] | None]:
+        """Yield a descriptor of a copy of a volume's data, which shares it and then goes.
+
+        None where the filesystem has no reflinks. Raises VolumeNotFoundError, and what
+        copy_tree raises.
+        """
+        with staged(self.trash) as stage:
+            copy = Copy(self.open_data, name, {}, on_progress, stopping, only_reflinked=True)
+            os.mkdir(DATA, 0o700, dir_fd=stage.fd)
+            with opened(DATA, dir_fd=stage.fd) as data:
+                try:
+                    copy(data, stage)
+                except NoReflinksError:
+                    report = None
+                else:
+                    report = copy.report
+                yield (data, report) if report is not None else None
+
+    def open_data(self, name: str) -> int:
+        """Return a descriptor of a volume's data path. Raises VolumeNotFoundError."""
+        try:
+            with self._names.opened(name) as directory:
+                try:
+                    return os.open(DATA, DIRECTORY, dir_fd=directory)
+                except OSError as error:
+                    if error.errno not in NO_ENTRY:
+                        raise
+            # An administrator may have made it a link.
+            return os.open(self._names.require(name), DIRECTORY)
+        except FileNotFoundError:
+            place = self._names.require(name)
+            raise VolumeNotFoundError(f"the data of volume {name!r} is not at {place}") from None
+
+    def _create(
+        self,
+        name: str,
+        record: Record,
+        fill: Callable[[int, Stage], None],
+        exclusive: bool,
+        attempts: int = ATTEMPTS,
+    ) -> LocalVolume:
+        check_name(name)
+        while True:
+            existing = self._existing(name, record.options, exclusive)
             if existing is not None:
                 return existing
+            if attempts == 0:
+                raise _restless(name)
+            attempts -= 1
             try:
-                self._make(name, record, whose)
+                self._make(name, record, fill)
             except VolumeExistsError:
                 if self._names.is_taken(name) and self._names.data_path(name) is None:
                     raise  # something that is no volume has the name
@@ -164,7 +303,6 @@ class LocalDriver:
                 pass  # a housekeeper took the unpublished volume for a crash's leftover
             else:
                 return LocalVolume(self, name, self._names.own_path(name), record)
-        raise _restless(name)
 
     def _existing(
         self, name: str, options: Mapping[str, str], exclusive: bool
@@ -188,22 +326,15 @@ class LocalDriver:
         self._names.sync()
         return LocalVolume(self, name, path, record)
 
-    def _make(self, name: str, record: Record, owner: Owner) -> None:
-        trash = self.trash
-        staged = trash.new_name()
-        os.mkdir(staged, 0o700, dir_fd=trash.fd)
-        try:
-            with opened(staged, dir_fd=trash.fd) as fd:
-                write_new(sidecar.FILE, sidecar.encode(record), dir_fd=fd)
-                os.mkdir(DATA, 0o700, dir_fd=fd)
-                with opened(DATA, dir_fd=fd) as data:
-                    _give(data, owner)
-                    sync_directory(data)
-                sync_directory(fd)
-            self._names.publish(staged, name, dir_fd=trash.fd)
-        except BaseException:
-            trash.discard(staged)
-            raise
+    def _make(self, name: str, record: Record, fill: Callable[[int, Stage], None]) -> None:
+        with staged(self.trash) as stage:
+            write_new(sidecar.FILE, sidecar.encode(record), dir_fd=stage.fd)
+            os.mkdir(DATA, 0o700, dir_fd=stage.fd)
+            with opened(DATA, dir_fd=stage.fd) as data:
+                fill(data, stage)
+                sync_directory(data)
+            sync_directory(stage.fd)
+            self._names.publish(stage.name, name, dir_fd=self.trash.fd)
 
     def rename(self, volume: Volume, new_name: str) -> LocalVolume:
         """Give the volume another name: see Driver.rename."""
@@ -272,20 +403,6 @@ class LocalDriver:
     def housekeep(self, stopping: Callable[[], bool]) -> None:
         """Empty the trash of what is due, and clear up what a crash left."""
         self.trash.housekeep(self._keep_removed, self._keep_free, stopping)
-
-
-def _give(fd: int, owner: Owner) -> None:
-    """Set owner and mode of a directory, whatever the umask and the directory above it are."""
-    now = os.fstat(fd)
-    if (now.st_uid, now.st_gid) != (owner.uid, owner.gid):
-        try:
-            os.fchown(fd, owner.uid, owner.gid)
-        except PermissionError:
-            raise PermissionError(
-                errno.EPERM,
-                f"only root can make a volume that belongs to {owner.uid}:{owner.gid}",
-            ) from None
-    os.fchmod(fd, owner.mode)
 
 
 def _restless(name: str) -> OSError:

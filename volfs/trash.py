@@ -50,8 +50,8 @@ _ID_TIME = "%Y%m%dT%H%M%S.%f"
 _ID = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}", re.ASCII)
 _NO_TIME = datetime.min.replace(tzinfo=UTC)
 _LEFT_BEHIND = 60.0
-"""Seconds after which unfinished work is taken for a crash's. Too early would do no harm:
-whoever is still at it finds its work gone, and begins anew."""
+"""Seconds after which unfinished work is taken for a crash's, unless it is locked. Too early
+would do no harm: whoever is still at it finds its work gone, and begins anew or fails."""
 _FREEING = 1.0
 """Seconds to wait at most for deleted files to show as free space."""
 _STUCK_PAUSE = 3600.0
@@ -171,8 +171,11 @@ class Trash:
         """Return an unused name for something to prepare here before it is moved into place."""
         return f"{_NEW}{secrets.token_hex(8)}"
 
-    def discard(self, name: str) -> None:
-        """Delete something prepared that is not needed, if it is still there."""
+    def discard(self, name: str, stopping: Callable[[], bool] = never) -> None:
+        """Delete something prepared that is not needed, if it is still there.
+
+        What is left when ``stopping()`` turns true is deleted by the next housekeeping.
+        """
         doomed = _DOOMED + name.removeprefix(_NEW)
         try:
             if not self._is_directory(name):
@@ -185,7 +188,12 @@ class Trash:
         except OSError as error:
             _log.debug("%s in the trash is left for the next round: %s", name, error)
             return
-        self._delete(doomed, never)
+        self._delete(doomed, stopping)
+
+    def tidy(self, stopping: Callable[[], bool] = never) -> None:
+        """Delete what unfinished work left, as one part of ``housekeep``."""
+        self._clear_leftovers(stopping)
+        self._finish(stopping)
 
     def purge(
         self,
@@ -232,8 +240,7 @@ class Trash:
         """
         if self._directory is None or os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
             return
-        self._clear_leftovers()
-        self._finish(stopping)
+        self.tidy(stopping)
         self.purge(older_than=keep_removed, stopping=stopping)
         while self._nearly_full(keep_free) and not stopping():
             if not self._purge_oldest(stopping):
@@ -272,20 +279,29 @@ class Trash:
         # Some filesystems have no fixed number of inodes and say 0.
         return free.f_bavail < keep_free * free.f_blocks or free.f_favail < keep_free * free.f_files
 
-    def _clear_leftovers(self) -> None:
+    def _clear_leftovers(self, stopping: Callable[[], bool]) -> None:
         now = time.time()
         with scanned(self.fd) as found:
             old = [entry.name for entry in found if _is_older(entry, now - _LEFT_BEHIND)]
         for name in old:
             try:
                 if name.startswith(_NEW):
-                    self.discard(name)
+                    if not self._is_prepared(name):
+                        self.discard(name, stopping)
                 elif name.startswith(_EMPTY):
                     self._clear_claimed(name)
                 elif _ID.fullmatch(name):
                     self.clear(name)
             except OSError as error:
                 _log.debug("%s in the trash is left for the next round: %s", name, error)
+
+    def _is_prepared(self, name: str) -> bool:
+        """Return whether somebody on this host is preparing a directory."""
+        try:
+            with opened(name, dir_fd=self.fd) as fd:
+                return _is_taken(fd)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
 
     def _finish(self, stopping: Callable[[], bool]) -> None:
         """Go on with deletions that were cut short."""
@@ -382,9 +398,10 @@ def _is_older(entry: os.DirEntry[str], moment: float) -> bool:
 
 
 def _is_taken(fd: int) -> bool:
-    """Return whether another process of this host is deleting here already.
+    """Return whether somebody on this host is at work in a directory.
 
-    Only to save double work: nothing depends on it, so a filesystem without locks is fine.
+    Nothing depends on it, so a filesystem without locks is fine: two who delete only do double
+    work, and who prepares something shows it by its age too.
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
