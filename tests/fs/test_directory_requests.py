@@ -11,7 +11,7 @@ import pytest
 from tests.fs.conftest import Filesystem
 from volfs.fs.cache import CachePolicy
 from volfs.fs.kernel import directory_requests
-from volfs.fs.kernel._status import read_entries
+from volfs.fs.kernel._directory import read_entries
 from volfs.fs.kernel.node_requests import NodeRequests
 from volfs.fs.kernel.protocol import READ_IN, U64, Opcode, Who
 

@@ -1,5 +1,5 @@
 /*
- * What stat(2) and getdents64(2) tell, in the structures of linux/fuse.h.
+ * What stat(2) and statx(2) tell, in the structures of linux/fuse.h.
  *
  * A metadata request is answered from one struct stat. As a Python object of each field it would
  * take longer than the request; here the fields stay in C until they are asked for.
@@ -11,14 +11,14 @@
 #include <Python.h>
 #include <structmember.h>
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdint.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
+
+#include "_arguments.h"
 
 /* -- structures of linux/fuse.h, which old systems have in older versions -- */
 
@@ -39,12 +39,6 @@ struct entry_out {
     uint64_t nodeid, generation, entry_valid, attr_valid;
     uint32_t entry_valid_nsec, attr_valid_nsec;
     struct attr attr;
-};
-
-struct record { /* struct fuse_dirent */
-    uint64_t ino, off;
-    uint32_t namelen, type;
-    char name[];
 };
 
 struct sx_time {
@@ -69,21 +63,9 @@ struct statx_out {
 
 _Static_assert(sizeof(struct attr_out) == 104, "struct fuse_attr_out");
 _Static_assert(sizeof(struct entry_out) == 128, "struct fuse_entry_out");
-_Static_assert(sizeof(struct record) == 24, "struct fuse_dirent");
 _Static_assert(sizeof(struct statx_out) == 288, "struct fuse_statx_out");
 
 #define NSEC 1000000000ULL
-#define PADDED(size) (((size) + 7) & ~(size_t)7)
-#define INODE_BITS 48 /* of the number, in the node ids of devices that have a base */
-#define FOREIGN (1ULL << 63) /* the top bit, which all bases have */
-
-struct dirent_raw { /* struct linux_dirent64 */
-    uint64_t ino;
-    int64_t off;
-    unsigned short reclen;
-    unsigned char type;
-    char name[];
-};
 
 /* -- Status -- */
 
@@ -176,21 +158,6 @@ static void fill_attr(struct attr *attr, const struct stat *st, uint64_t ino)
     };
 }
 
-/* Convert `count` arguments to unsigned 64-bit numbers; false with an exception set. */
-static int numbers(PyObject *const *args, Py_ssize_t given, int count, uint64_t *into)
-{
-    if (given != count) {
-        PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
-        return 0;
-    }
-    for (int i = 0; i < count; i++) {
-        into[i] = PyLong_AsUnsignedLongLong(args[i]);
-        if (into[i] == (uint64_t)-1 && PyErr_Occurred())
-            return 0;
-    }
-    return 1;
-}
-
 static PyObject *status_attr_out(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
     uint64_t n[2]; /* node id, timeout */
@@ -234,31 +201,6 @@ static PyTypeObject status_type = {
 };
 
 /* -- asking -- */
-
-static PyObject *failed(void)
-{
-    return PyErr_SetFromErrno(PyExc_OSError);
-}
-
-/* A descriptor; -1 with an exception set, since none is negative. */
-static int descriptor(PyObject *object)
-{
-    long fd = PyLong_AsLong(object);
-    if (fd == -1 && PyErr_Occurred())
-        return -1;
-    if (fd < 0 || fd > INT32_MAX) {
-        errno = EBADF;
-        failed();
-        return -1;
-    }
-    return fd;
-}
-
-/* Arguments (descriptor, `count` numbers); the descriptor, or -1 with an exception set. */
-static int descriptor_and(PyObject *const *args, Py_ssize_t given, int count, uint64_t *into)
-{
-    return numbers(args + 1, given - 1, count, into) ? descriptor(args[0]) : -1;
-}
 
 /* Arguments (directory, name); the name, or NULL with an exception set. */
 static const char *name_in(PyObject *const *args, Py_ssize_t count, int *directory)
@@ -379,177 +321,10 @@ static PyObject *py_statx_out(PyObject *module, PyObject *const *args, Py_ssize_
     return PyBytes_FromStringAndSize((char *)&out, sizeof out);
 }
 
-/* -- directories -- */
-
-#define CHUNK 32768
-#define USUAL_ENTRY 40 /* bytes of an entry in getdents64(2), with a name of up to 20 bytes */
-#define LEAST_CHUNK 1024 /* getdents64(2) fails if not one entry fits; a vfat name takes 765 */
-
-/*
- * getdents64(2) of about `wanted` bytes, without the GIL; a removed directory is at its end. -1
- * with errno. What is read beyond the reply's end is read again for the next one, so callers want
- * no more than they can reply, and read again if that was too little.
- */
-static ssize_t read_directory(int fd, char *buffer, uint64_t wanted)
-{
-    ssize_t got;
-    size_t size = wanted < LEAST_CHUNK ? LEAST_CHUNK : wanted > CHUNK ? CHUNK : wanted;
-    Py_BEGIN_ALLOW_THREADS
-    got = syscall(SYS_getdents64, fd, buffer, size);
-    Py_END_ALLOW_THREADS
-    return got < 0 && errno == ENOENT ? 0 : got;
-}
-
-/* Set the position that the next read begins at; false with an exception set. */
-static int seek(int fd, int64_t offset)
-{
-    off_t result;
-    Py_BEGIN_ALLOW_THREADS
-    result = lseek(fd, offset, SEEK_SET);
-    Py_END_ALLOW_THREADS
-    if (result < 0)
-        failed();
-    return result >= 0;
-}
-
-/* The number of an entry: Device.node_id does the same. Zero, as no file has it, is skipped by
-   readers of directories. */
-static uint64_t entry_number(uint64_t ino, uint64_t base)
-{
-    if (!base && ino)
-        return ino;
-    return (base ? base : FOREIGN) + ino % (1ULL << INODE_BITS);
-}
-
-static size_t put_record(char *at, uint64_t ino, uint64_t off, uint32_t type, const char *name,
-                         size_t length)
-{
-    struct record *record = (struct record *)at;
-    size_t size = PADDED(sizeof *record + length);
-    *record = (struct record){.ino = ino, .off = off, .namelen = length, .type = type};
-    memcpy(record->name, name, length);
-    memset(record->name + length, 0, size - sizeof *record - length);
-    return size;
-}
-
-static PyObject *py_list_bare(PyObject *module, PyObject *const *args, Py_ssize_t count)
-{
-    (void)module;
-    uint64_t n[6]; /* offset, room, plus, base, own number, parent's number */
-    char buffer[CHUNK] __attribute__((aligned(8)));
-    int fd = descriptor_and(args, count, 6, n);
-    if (fd < 0 || !seek(fd, n[0]))
-        return NULL;
-    size_t room = n[1], used = 0, head = n[2] ? sizeof(struct entry_out) : 0;
-    size_t least = head + PADDED(sizeof(struct record) + 1);
-    PyObject *reply = PyBytes_FromStringAndSize(NULL, room);
-    if (!reply)
-        return NULL;
-    char *out = PyBytes_AS_STRING(reply);
-    int full = 0;
-    while (!full && !(used && room - used < least)) {
-        /* An entry takes less in getdents64(2) than in a reply; with `head` about a quarter. */
-        ssize_t got = read_directory(fd, buffer, head ? (room - used) / 4 : room - used);
-        if (got < 0 && !used) {
-            failed();
-            Py_DECREF(reply);
-            return NULL;
-        }
-        if (got <= 0) /* an error after entries is met again by the next request */
-            break;
-        for (ssize_t at = 0; at < got;) {
-            const struct dirent_raw *found = (struct dirent_raw *)(buffer + at);
-            size_t length = strlen(found->name);
-            if (used + head + PADDED(sizeof(struct record) + length) > room) {
-                full = 1;
-                break;
-            }
-            uint64_t ino = entry_number(found->ino, n[3]);
-            if (!strcmp(found->name, "."))
-                ino = n[4];
-            else if (!strcmp(found->name, ".."))
-                ino = n[5];
-            memset(out + used, 0, head);
-            used += head;
-            used += put_record(out + used, ino, found->off, found->type, found->name, length);
-            at += found->reclen;
-        }
-    }
-    if (full && !used) { /* an empty reply would be the end; so does getdents64(2) itself */
-        Py_DECREF(reply);
-        errno = EINVAL;
-        return failed();
-    }
-    _PyBytes_Resize(&reply, used);
-    return reply;
-}
-
-static PyObject *py_read_entries(PyObject *module, PyObject *const *args, Py_ssize_t given)
-{
-    (void)module;
-    uint64_t n[2]; /* offset, count */
-    char buffer[CHUNK] __attribute__((aligned(8)));
-    int fd = descriptor_and(args, given, 2, n);
-    if (fd < 0 || !seek(fd, n[0]))
-        return NULL;
-    PyObject *list = PyList_New(0);
-    while (list && (uint64_t)PyList_GET_SIZE(list) < n[1]) {
-        uint64_t missing = n[1] - PyList_GET_SIZE(list);
-        ssize_t got = read_directory(fd, buffer, missing < CHUNK ? missing * USUAL_ENTRY : CHUNK);
-        if (got < 0 && !PyList_GET_SIZE(list)) {
-            failed();
-            Py_DECREF(list);
-            return NULL;
-        }
-        if (got <= 0)
-            break;
-        for (ssize_t at = 0; at < got && (uint64_t)PyList_GET_SIZE(list) < n[1];) {
-            const struct dirent_raw *found = (struct dirent_raw *)(buffer + at);
-            PyObject *entry = Py_BuildValue("(yKIK)", found->name, (unsigned long long)found->ino,
-                                            (unsigned)found->type, (unsigned long long)found->off);
-            if (!entry || PyList_Append(list, entry) < 0)
-                Py_CLEAR(list);
-            Py_XDECREF(entry);
-            if (!list)
-                break;
-            at += found->reclen;
-        }
-    }
-    return list;
-}
-
-static PyObject *py_direntplus(PyObject *module, PyObject *const *args, Py_ssize_t count)
-{
-    (void)module;
-    uint64_t n[3]; /* number, offset, type */
-    char *entry, *name;
-    Py_ssize_t size, length;
-    if (count != 5 || !numbers(args + 1, 3, 3, n)) {
-        if (!PyErr_Occurred())
-            PyErr_SetString(PyExc_TypeError, "5 arguments expected");
-        return NULL;
-    }
-    if (PyBytes_AsStringAndSize(args[0], &entry, &size) < 0 ||
-        PyBytes_AsStringAndSize(args[4], &name, &length) < 0)
-        return NULL;
-    if (size != sizeof(struct entry_out)) {
-        PyErr_SetString(PyExc_ValueError, "a struct fuse_entry_out has 128 bytes");
-        return NULL;
-    }
-    PyObject *reply =
-        PyBytes_FromStringAndSize(NULL, size + PADDED(sizeof(struct record) + length));
-    if (!reply)
-        return NULL;
-    memcpy(PyBytes_AS_STRING(reply), entry, size);
-    put_record(PyBytes_AS_STRING(reply) + size, n[0], n[1], n[2], name, length);
-    return reply;
-}
-
 #define FAST(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
 static PyMethodDef functions[] = {
     {"fstat", py_fstat, METH_O, NULL},
-    FAST(fstatat), FAST(open_path), FAST(statx_out), FAST(list_bare), FAST(read_entries),
-    FAST(direntplus), {0},
+    FAST(fstatat), FAST(open_path), FAST(statx_out), {0},
 };
 
 static struct PyModuleDef definition = {

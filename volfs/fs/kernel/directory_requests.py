@@ -10,7 +10,7 @@ from volfs.fs.cache import CachePolicy
 from volfs.fs.handles import DirectoryHandle, RootHandle
 from volfs.fs.inode import ROOT_ID, Inode
 from volfs.fs.kernel import protocol
-from volfs.fs.kernel._status import direntplus, list_bare, read_entries
+from volfs.fs.kernel._directory import direntplus, list_bare, read_entries
 from volfs.fs.kernel.node_requests import NodeRequests
 from volfs.fs.kernel.protocol import Opcode, Who
 from volfs.fs.kernel.wire import Answer, Method

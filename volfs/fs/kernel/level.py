@@ -48,7 +48,7 @@ def highest_level() -> tuple[Level, str]:
     """The level that a mount by this process can have at most as far as the kernel plays along,
     and why it is no higher one."""
     try:
-        from volfs.fs.kernel import _calls, _status, _tap  # noqa: F401  (all are needed)
+        from volfs.fs.kernel import _calls, _directory, _status, _tap  # noqa: F401  (all are needed)
 
         _tap.attach(pyfuse3.__file__)
     except (ImportError, RuntimeError) as error:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from volfs.fs.kernel import _status
+from volfs.fs.kernel import _directory, _status
 
 pytestmark = pytest.mark.any_level
 
@@ -123,7 +123,7 @@ def entries_in(reply: bytes, *, plus: bool = False) -> list[Entry]:
 def listed(fd: int, room: int, *, plus: bool, base: int = 0) -> Iterator[Entry]:
     """All entries, request after request."""
     offset = 0
-    while reply := _status.list_bare(fd, offset, room, plus, base, 11, 12):
+    while reply := _directory.list_bare(fd, offset, room, plus, base, 11, 12):
         assert len(reply) <= room
         entries = entries_in(reply, plus=plus)
         yield from entries
@@ -220,8 +220,8 @@ def test_bad_descriptor(zoo: Path, opened: Opened, where: int) -> None:
         lambda: _status.fstatat(fd, b"file"),
         lambda: _status.open_path(fd, b"file"),
         lambda: _status.statx_out(fd, 0, BASIC, 1, 0),
-        lambda: _status.list_bare(fd, 0, 4096, False, 0, 1, 1),
-        lambda: _status.read_entries(fd, 0, 1),
+        lambda: _directory.list_bare(fd, 0, 4096, False, 0, 1, 1),
+        lambda: _directory.read_entries(fd, 0, 1),
     ]
     for call in calls:
         failing(errno.EBADF, call)
@@ -312,24 +312,24 @@ def test_a_reply_fills_its_room(workspace: Path, opened: Opened, plus: bool) -> 
         os.mknod(directory / f"{number:0255}")
     record = (ENTRY.size if plus else 0) + DIRENT.size + 256
     for room in (2 * record, 10_000, 60_000):
-        reply = _status.list_bare(opened(directory), 0, room, plus, 0, 11, 12)
+        reply = _directory.list_bare(opened(directory), 0, room, plus, 0, 11, 12)
         assert room - record < len(reply) <= room
 
 
 def test_listing_goes_on_from_any_entry(zoo: Path, opened: Opened) -> None:
     fd = opened(zoo)
-    whole = entries_in(_status.list_bare(fd, 0, 65536, False, 0, 11, 12))
+    whole = entries_in(_directory.list_bare(fd, 0, 65536, False, 0, 11, 12))
     for position in reversed(range(len(whole))):
-        rest = _status.list_bare(fd, whole[position].offset, 65536, False, 0, 11, 12)
+        rest = _directory.list_bare(fd, whole[position].offset, 65536, False, 0, 11, 12)
         assert entries_in(rest) == whole[position + 1 :]
 
 
 def test_no_room_is_not_the_end(zoo: Path, opened: Opened) -> None:
     fd = opened(zoo)
     for room in (0, DIRENT.size, DIRENT.size + 7):
-        failing(errno.EINVAL, lambda room=room: _status.list_bare(fd, 0, room, False, 0, 1, 1))  # type: ignore[misc]
-    end = entries_in(_status.list_bare(fd, 0, 65536, False, 0, 1, 1))[-1].offset
-    assert _status.list_bare(fd, end, 0, False, 0, 1, 1) == b""
+        failing(errno.EINVAL, lambda room=room: _directory.list_bare(fd, 0, room, False, 0, 1, 1))  # type: ignore[misc]
+    end = entries_in(_directory.list_bare(fd, 0, 65536, False, 0, 1, 1))[-1].offset
+    assert _directory.list_bare(fd, end, 0, False, 0, 1, 1) == b""
 
 
 def test_removed_directory_is_at_its_end(workspace: Path, opened: Opened) -> None:
@@ -337,16 +337,16 @@ def test_removed_directory_is_at_its_end(workspace: Path, opened: Opened) -> Non
     directory.mkdir()
     fd = opened(directory)
     directory.rmdir()
-    assert _status.list_bare(fd, 0, 4096, True, 0, 1, 1) == b""
-    assert _status.read_entries(fd, 0, 10) == []
+    assert _directory.list_bare(fd, 0, 4096, True, 0, 1, 1) == b""
+    assert _directory.read_entries(fd, 0, 10) == []
 
 
 def test_errors_of_listing(zoo: Path, opened: Opened) -> None:
     file = opened(zoo / "file")
-    failing(errno.ENOTDIR, lambda: _status.list_bare(file, 0, 4096, False, 0, 1, 1))
-    failing(errno.ENOTDIR, lambda: _status.read_entries(file, 0, 1))
+    failing(errno.ENOTDIR, lambda: _directory.list_bare(file, 0, 4096, False, 0, 1, 1))
+    failing(errno.ENOTDIR, lambda: _directory.read_entries(file, 0, 1))
     # A position is signed to lseek(2).
-    failing(errno.EINVAL, lambda: _status.list_bare(opened(zoo), FAR, 4096, False, 0, 1, 1))
+    failing(errno.EINVAL, lambda: _directory.list_bare(opened(zoo), FAR, 4096, False, 0, 1, 1))
 
 
 @pytest.mark.parametrize("count", [1, 3, 10_000])
@@ -357,7 +357,7 @@ def test_entries_read_some_at_a_time(workspace: Path, opened: Opened, count: int
         os.mknod(directory / (str(number) + "-" * (number % 250)))
     fd = opened(directory)
     found: list[tuple[bytes, int, int, int]] = []
-    while entries := _status.read_entries(fd, found[-1][3] if found else 0, count):
+    while entries := _directory.read_entries(fd, found[-1][3] if found else 0, count):
         assert len(entries) <= count
         found += entries
         assert len(entries) == count or len(found) == 302
@@ -367,22 +367,22 @@ def test_entries_read_some_at_a_time(workspace: Path, opened: Opened, count: int
     assert {name for name, *_ in found} == {b".", b".."} | set(
         map(os.fsencode, os.listdir(directory))
     )
-    assert _status.read_entries(fd, 0, 0) == []
+    assert _directory.read_entries(fd, 0, 0) == []
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 255])
 def test_record_with_attributes(zoo: Path, opened: Opened, length: int) -> None:
     entry = _status.fstat(opened(zoo)).entry_out(FAR, 1, SECOND, SECOND)
-    record = _status.direntplus(entry, FAR, 2**63 - 1, 4, b"n" * length)
+    record = _directory.direntplus(entry, FAR, 2**63 - 1, 4, b"n" * length)
     assert record[: ENTRY.size] == entry
     assert entries_in(record[ENTRY.size :]) == [Entry(FAR, 2**63 - 1, 4, b"n" * length)]
 
 
 def test_record_of_something_else_is_refused() -> None:
     with pytest.raises(ValueError, match="128"):
-        _status.direntplus(bytes(127), 1, 1, 4, b"n")
+        _directory.direntplus(bytes(127), 1, 1, 4, b"n")
     with pytest.raises(TypeError):
-        _status.direntplus(bytes(128), 1, 1, 4, "n")  # type: ignore[arg-type]
+        _directory.direntplus(bytes(128), 1, 1, 4, "n")  # type: ignore[arg-type]
 
 
 # -- memory and threads
@@ -404,14 +404,14 @@ def test_nothing_is_leaked(zoo: Path, opened: Opened) -> None:
         os.close(found[0])
         assert _status.open_path(fd, absent) is None
         _status.statx_out(fd, 0, BASIC, FAR, 0)
-        _status.list_bare(fd, 0, 4096, True, 0, FAR, FAR)
-        _status.read_entries(fd, 0, 4)
-        _status.direntplus(entry, FAR, FAR, 4, name)
+        _directory.list_bare(fd, 0, 4096, True, 0, FAR, FAR)
+        _directory.read_entries(fd, 0, 4)
+        _directory.direntplus(entry, FAR, FAR, 4, name)
         failures: list[Callable[[], object]] = [
             lambda: _status.fstatat(fd, absent),
-            lambda: _status.list_bare(file, 0, 4096, True, 0, 1, 1),
-            lambda: _status.list_bare(fd, 0, 8, True, 0, 1, 1),
-            lambda: _status.read_entries(file, 0, 4),
+            lambda: _directory.list_bare(file, 0, 4096, True, 0, 1, 1),
+            lambda: _directory.list_bare(fd, 0, 8, True, 0, 1, 1),
+            lambda: _directory.read_entries(file, 0, 4),
         ]
         for call in failures:
             failing_quietly(call)
