@@ -105,6 +105,54 @@ class _Namespace:
     own: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A mount of a namespace, and the directory it covers."""
+
+    mount: Mount
+    space: _Namespace
+    attached: Place | None
+
+
+class _MountIndex:
+    """The mounts of all namespaces by what they show or cover.
+
+    There are hundreds of them on a machine with containers: too many to go through for each of
+    hundreds of volumes.
+    """
+
+    def __init__(self, namespaces: Sequence[_Namespace], scope: str) -> None:
+        self._mounts: list[_Found] = []
+        self._by_volume: dict[str, list[int]] = {}
+        self._by_place: dict[Place, list[int]] = {}
+        for space in namespaces:
+            trees = {mount.device for mount in space.mounts if _is_ours(mount, scope)}
+            for mount in space.mounts:
+                attached = space.mounts.attached_to(mount)
+                for place in (Place(mount.device, mount.root), attached):
+                    if place is not None and not place.path.endswith(DELETED):
+                        self._add(place, in_tree=place.device in trees)
+                self._mounts.append(_Found(mount, space, attached))
+
+    def _add(self, place: Place, *, in_tree: bool) -> None:
+        number = len(self._mounts)
+        if in_tree:
+            self._by_volume.setdefault(_volume_of(place.path), []).append(number)
+            return
+        path = place.path
+        while path != "/":
+            self._by_place.setdefault(Place(place.device, path), []).append(number)
+            path = path.rpartition("/")[0] or "/"
+        self._by_place.setdefault(Place(place.device, "/"), []).append(number)
+
+    def inside(self, volume: str, data: Place | None) -> list[_Found]:
+        """Return the mounts of, or on, something in a volume of that name and data path."""
+        numbers = {*self._by_volume.get(volume, ())}
+        if data is not None:
+            numbers.update(self._by_place.get(data, ()))
+        return [self._mounts[number] for number in sorted(numbers)]
+
+
 class Scan:
     """One look at all processes, from which any number of volumes can be answered.
 
@@ -116,6 +164,7 @@ class Scan:
         self.scope = scope
         self._namespaces: list[_Namespace] | None = None
         self._hidden: list[int] = []
+        self._mounts: _MountIndex | None = None
         self._open: list[tuple[str, Holder]] | None = None
 
     def sees_all(self) -> bool:
@@ -137,28 +186,16 @@ class Scan:
         Not counted: the tree's own mounts, and what leads to the scope itself, such as a disk
         an administrator mounted on a data path, along with its copies in other namespaces.
         """
-        namespaces = self._look()
-        own = namespaces[0].mounts
+        if self._mounts is None:
+            self._mounts = _MountIndex(self._look(), self.scope)
+        own = self._look()[0].mounts
         data = own.place_of(volume.path)
         way = {place for mount in own.way_to(volume.path) if (place := own.attached_to(mount))}
-        holders = []
-        for space in namespaces:
-            trees = {mount.device for mount in space.mounts if _is_ours(mount, self.scope)}
-
-            def inside(place: Place, trees: set[str] = trees) -> bool:
-                if place.path.endswith(DELETED):
-                    return False
-                if place.device in trees:
-                    return _volume_of(place.path) == volume.name
-                return data is not None and data.holds(place)
-
-            for mount in space.mounts:
-                attached = space.mounts.attached_to(mount)
-                if attached in way:
-                    continue
-                if inside(Place(mount.device, mount.root)) or (attached and inside(attached)):
-                    holders.append(_mount_holder(mount, space))
-        return holders
+        return [
+            _mount_holder(found.mount, found.space)
+            for found in self._mounts.inside(volume.name, data)
+            if found.attached not in way
+        ]
 
     def open_holders(self, volume: Volume) -> list[Holder]:
         """Return the processes that have a file or directory of the volume open, or mapped,

@@ -146,6 +146,15 @@ class TestMounts:
             with elsewhere(f"mount --bind {volume.path} {target}"):
                 assert [h.detail for h in mount_holders(volume, scope)] == [str(target)]
 
+    def test_part_of_a_disk_mounted_on_the_data_path(
+        self, volume: PlainVolume, scope: str, tmp_path: Path
+    ) -> None:
+        (target := tmp_path / "target").mkdir()
+        with mounted("-t", "tmpfs", "disk", volume.path):
+            (part := Path(volume.path, "part")).mkdir()
+            with mounted("--bind", part, target):
+                assert [h.detail for h in mount_holders(volume, scope)] == [str(target)]
+
     def test_disk_mounted_inside(self, volume: PlainVolume, scope: str) -> None:
         (inside := Path(volume.path, "disk")).mkdir()
         with mounted("-t", "tmpfs", "disk", inside):
