@@ -71,6 +71,7 @@ def serving(base: Path, image: Path) -> Iterator[Dockerd]:
     """A running dockerd that has one image; nothing of it is left afterwards."""
     require("dockerd", "docker", "containerd", "runc")
     require_root()
+    base.mkdir(exist_ok=True)
     dockerd = Dockerd(base)
     try:
         dockerd.start()
