@@ -214,8 +214,21 @@ class VolumeStore:
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> Volume:
         """Replace the labels of a volume: see Driver.set_labels."""
-        with self._locks.held(name):
+        return self.change_labels(name, lambda _: labels)
+
+    def change_labels(
+        self, name: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
+    ) -> Volume:
+        """Replace the labels of a volume by what ``change`` makes of them, and return it.
+
+        One change follows another, those of other processes too: none is lost. What ``change``
+        raises leaves the labels as they are.
+        """
+        with self._locks.held(name), self._references.held(name):
             volume = self.get(name)
+            labels = change(volume.labels)
+            if labels == volume.labels:
+                return volume
             return self._driver_of(volume).set_labels(volume, labels)
 
     # Who holds it

@@ -9,8 +9,8 @@ import os
 import random
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.local import LocalDriver
+from volfs.references import References
 from volfs.store import DriverRegistry, VolumeStore
 from volfs.trash import never
 from volfs.usage import Holder
@@ -414,3 +415,42 @@ def test_an_ordinary_day_is_not_worth_a_warning(
     store.remove("vol")
     store.housekeep(never)
     assert caplog.records == []
+
+
+class TestLabels:
+    def test_what_changes_them_sees_them(self, store: VolumeStore) -> None:
+        store.create("vol", labels={"a": "1", "b": "2"})
+        changed = store.change_labels("vol", lambda labels: {**labels, "b": "3"})
+        assert changed.labels == store.get("vol").labels == {"a": "1", "b": "3"}
+
+    def test_a_change_that_fails_changes_nothing(self, store: VolumeStore) -> None:
+        store.create("vol", labels={"a": "1"})
+
+        def fail(labels: object) -> dict[str, str]:
+            raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            store.change_labels("vol", fail)
+        assert store.set_labels("vol", {"a": "2"}).labels == {"a": "2"}
+
+    def test_no_change_of_another_store_is_lost(self, driver: LocalDriver) -> None:
+        """As of another process: two stores share nothing but the scope."""
+        one, other = (
+            VolumeStore([LocalDriver(driver.scope)], references=References(driver.scope))
+            for _ in range(2)
+        )
+        one.create("vol")
+        with ThreadPoolExecutor() as pool:
+            second: list[Future[Volume]] = []
+
+            def change(labels: Mapping[str, str]) -> Mapping[str, str]:
+                second.append(
+                    pool.submit(other.change_labels, "vol", lambda found: {**found, "second": ""})
+                )
+                assert wait(second, timeout=0.2).not_done
+                return {**labels, "first": ""}
+
+            one.change_labels("vol", change)
+            assert second[0].result(DEADLINE).labels == {"first": "", "second": ""}
+        for store in (one, other):
+            store.close()

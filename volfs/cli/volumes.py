@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     "options",
     multiple=True,
     metavar="KEY=VALUE",
-    help="A create option: uid, gid or mode (octal) of the data path.",
+    help="A create option: uid, gid or mode (octal) of the data path; from=VOLUME starts as a "
+    "copy of that one; path=tree|native is the path runtimes are given.",
 )
 @click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to keep.")
 @json_option
@@ -149,12 +150,13 @@ def label(scope: str | None, as_json: bool, name: str, changes: tuple[str, ...])
     """
     new, gone = _changes(changes)
     with open_scope(scope) as opened:
-        volume = opened.store.get(name)
         if changes:
-            labels = {**volume.labels, **new}
-            kept = {key: value for key, value in labels.items() if key not in gone}
-            if kept != volume.labels:
-                volume = opened.store.set_labels(name, kept)
+            volume = opened.store.change_labels(
+                name,
+                lambda old: {k: v for k, v in {**old, **new}.items() if k not in gone},
+            )
+        else:
+            volume = opened.store.get(name)
         if as_json:
             print_json(describe(volume))
         elif not changes:

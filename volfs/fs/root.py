@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -260,17 +260,19 @@ class Root:
             raise OSError(errno.EINVAL, "labels are UTF-8 text") from None
         if not text:
             raise OSError(errno.EINVAL, "a label needs a key")
-        volume = self._volume_of(inode)
-        labels = dict(volume.labels)
-        if content is not None:
+
+        def change(labels: Mapping[str, str]) -> Mapping[str, str]:
+            if content is None:
+                if text not in labels:
+                    raise _no_attribute()
+                return {key: value for key, value in labels.items() if key != text}
             if flags & os.XATTR_CREATE and text in labels:
                 raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
             if flags & os.XATTR_REPLACE and text not in labels:
                 raise _no_attribute()
-            labels[text] = content
-        elif labels.pop(text, None) is None:
-            raise _no_attribute()
-        self._store.set_labels(volume.name, labels)
+            return {**labels, text: content}
+
+        self._store.change_labels(self._volume_of(inode).name, change)
 
     def _volume_of(self, inode: Inode) -> Volume:
         if inode.parent is not self._inodes.root:
