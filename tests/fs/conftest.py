@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -37,6 +37,10 @@ from volfs.fs.threads import WorkerThreads
 from volfs.fs.tree import Tree
 from volfs.local import LocalDriver
 from volfs.store import VolumeStore
+
+pytest.register_assert_rewrite("tests.fs.locks")
+
+from tests.fs.locks import Bench, prepared  # noqa: E402
 
 ROOT = InodeT(pyfuse3.ROOT_INODE)
 MANY = 10_000
@@ -225,3 +229,17 @@ def filesystem(workspace: Path) -> Iterator[FilesystemFactory]:
 def fs(filesystem: FilesystemFactory) -> Filesystem:
     """A filesystem with plenty of descriptors."""
     return filesystem()
+
+
+@pytest.fixture(params=["local", "slow"])
+async def bench(request: pytest.FixtureRequest, workspace: Path) -> AsyncIterator[Bench]:
+    """On a local filesystem, and on one whose calls run in threads."""
+    async with prepared(workspace, slow=request.param == "slow") as bench:
+        yield bench
+
+
+@pytest.fixture
+async def local(workspace: Path) -> AsyncIterator[Bench]:
+    """On a local filesystem, where not every close is told of."""
+    async with prepared(workspace, slow=False) as bench:
+        yield bench
