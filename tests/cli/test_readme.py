@@ -1,4 +1,4 @@
-"""What the README shows is true: its shell session runs, its tables name what there is."""
+"""What the README shows is true: its shell sessions run, its tables name what there is."""
 
 from __future__ import annotations
 
@@ -11,41 +11,25 @@ from pathlib import Path
 import click
 
 from tests.conftest import is_mounted, wait_for
+from tests.readme import README, ROOT, Session, blocks
 from volfs.errors import VolfsError
 
-ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 
-
-def test_the_shell_session_runs(workspace: Path) -> None:
-    (session,) = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    scope, mnt, bin_ = workspace / "scope", workspace / "mnt", workspace / "bin"
-    mnt.mkdir()
-    bin_.mkdir()
-    (bin_ / "volfs").write_text(
-        f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m volfs "$@"\n'
-    )
-    (bin_ / "volfs").chmod(0o755)
-    text = session.replace("/srv/volumes", str(scope)).replace("/mnt/volumes", str(mnt))
-    text = text.replace("volfs mount ", f"volfs mount --log-file {workspace}/log ")
-    done = subprocess.run(
-        ["sh", "-eux", "-c", text],
-        env={
-            **os.environ,
-            "PATH": f"{bin_}:{os.environ['PATH']}",
-            "HOME": str(workspace),
-            "XDG_STATE_HOME": str(workspace),
-        },
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if is_mounted(mnt):
-        subprocess.run(["umount", "-l", mnt], check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("hello\n") == 2
-    assert "web" in done.stdout
-    wait_for(lambda: not is_mounted(mnt), "the end of the tree")
+def test_the_shell_sessions_run(workspace: Path) -> None:
+    in_tree, beside = blocks("In a shell", "sh")
+    session = Session(workspace)
+    try:
+        printed = session.run(in_tree)
+    finally:
+        if is_mounted(session.mnt):
+            subprocess.run(["umount", "-l", session.mnt], check=False)
+    assert printed.count("hello\n") == 2
+    assert "web" in printed
+    wait_for(lambda: not is_mounted(session.mnt), "the end of the tree")
+    printed = session.run(beside)
+    assert sorted(os.listdir(session.scope / "volumes")) == ["shop", "shop-2", "site"]
+    assert "removed shop-copy" in printed
+    assert (session.scope / "volumes" / "shop" / "_data").stat().st_uid == 1000
 
 
 def test_every_command_and_option_named_is_there() -> None:

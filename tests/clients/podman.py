@@ -31,10 +31,19 @@ class Podman(Engine):
     image = "localhost/busybox:1"
 
     def __call__(self, *words: str | os.PathLike[str], fails: bool = False) -> str:
-        options = ["--root", str(self.base / "root"), "--runroot", str(self.base / "run")]
-        options += ["--tmpdir", str(self.base / "tmp"), "--storage-driver", "vfs"]
-        environment = {"CONTAINERS_CONF": str(self.base / "containers.conf")}
-        return run("podman", *options, *words, env=environment, fails=fails)
+        return run("podman", *self.options, *words, env=self.environment, fails=fails)
+
+    @property
+    def options(self) -> list[str]:
+        """What makes podman use this storage, together with the environment."""
+        return [
+            *("--root", str(self.base / "root"), "--runroot", str(self.base / "run")),
+            *("--tmpdir", str(self.base / "tmp"), "--storage-driver", "vfs"),
+        ]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {"CONTAINERS_CONF": str(self.base / "containers.conf")}
 
     def remove_all(self) -> None:
         self("rm", "--all", "--force", "--time", "0")
