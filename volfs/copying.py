@@ -129,10 +129,11 @@ class _Changes:
         self.lost = False
         """Whether the walk was given up."""
 
-    def add(self, place: str) -> None:
+    def add(self, walk: Walk, name: str) -> None:
+        """Count what has a name where ``walk`` is."""
         self.count += 1
         if len(self.examples) < _TOLD:
-            self.examples.append(place)
+            self.examples.append(walk.place(name))
 
 
 class _StampedWalk(Walk):
@@ -153,7 +154,7 @@ class _StampedWalk(Walk):
             self.walk(top)
         except LostError:
             self.changes.lost = True
-            self.changes.add(".")
+            self.changes.add(self, ".")
         return self.changes
 
     def is_known(self, status: os.stat_result, copy: int) -> bool:
@@ -178,18 +179,18 @@ class _Watcher(_StampedWalk):
         try:
             self._see(entry.stat(follow_symlinks=False), entry.name)
         except FileNotFoundError:
-            self.changes.add(self.place(entry.name))
+            self.changes.add(self, entry.name)
 
     def leave(self, level: Level) -> None:
         pass
 
     def miss(self, level: Level, name: str, covered: bool) -> None:
         if not covered:
-            self.changes.add(self.place(name))
+            self.changes.add(self, name)
 
     def _see(self, status: os.stat_result, name: str) -> None:
         if not self.is_known(status, 0):
-            self.changes.add(self.place(name))
+            self.changes.add(self, name)
             self.know(status, time.time_ns(), 0)
 
 
@@ -249,7 +250,7 @@ class _Copier(_StampedWalk):
         level.known = self.is_known(level.status, status.st_ino)
         if not level.known:
             level.names = None if fresh else set()
-            self.changes.add(self.place(level.name))
+            self.changes.add(self, level.name)
         # Root passes all permission checks. An owner passes only those that the mode grants.
         if os.geteuid() != 0 and status.st_mode & 0o700 != 0o700:
             os.fchmod(level.dst, 0o700)
@@ -284,7 +285,7 @@ class _Copier(_StampedWalk):
 
     def miss(self, level: Level, name: str, covered: bool) -> None:
         if not covered:
-            self.changes.add(self.place(name))
+            self.changes.add(self, name)
             return
         with suppress(FileExistsError):
             os.mkdir(name, 0o755, dir_fd=level.dst)
@@ -307,12 +308,12 @@ class _Copier(_StampedWalk):
             fd = open_beneath(level.src, name, os.O_PATH)
         except OSError as error:
             if error.errno == errno.ENOENT:
-                self.changes.add(self.place(name))
+                self.changes.add(self, name)
             elif error.errno != errno.EXDEV:
                 raise
             return
         with closing(fd):
-            self.changes.add(self.place(name))
+            self.changes.add(self, name)
             if not stat.S_ISDIR(os.fstat(fd).st_mode):  # by now
                 self._copy(name, fd, level)
 
@@ -373,6 +374,7 @@ class _Copier(_StampedWalk):
 
 @contextmanager
 def closing(fd: int) -> Iterator[int]:
+    """Yield a descriptor and close it at the end."""
     try:
         yield fd
     finally:

@@ -127,3 +127,7 @@ class PluginError(VolfsError):
 
     errno = errno.EIO
     exit_code = 11
+
+
+class ArchiveError(VolfsError):
+    """An archive cannot be read or written: it is cut short or none, or a program is missing."""

@@ -14,7 +14,7 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
 from volfs import sidecar
@@ -31,10 +31,12 @@ from volfs.naming import Names, exists, not_found
 from volfs.scope import Scope
 from volfs.sidecar import Record
 from volfs.staging import Copy, Stage, give, give_as_told, staged
+from volfs.syscalls import syncfs
 from volfs.trash import ATTEMPTS, DATA, VOLUME, Trash, never
 from volfs.volume import Owner, Volume, check_name
 
 _log = logging.getLogger(__name__)
+_NO_ROOM = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT))
 _COPIES = 3
 """How often a copy is begun anew because somebody took away what was there of it."""
 
@@ -221,7 +223,7 @@ class LocalDriver:
         """Make the new volume ``name`` of what ``fill`` puts into it.
 
         ``fill`` is called once, with a descriptor of the empty data directory and a function
-        that it has to call at least every few seconds; it may set the directory's owner and
+        that it has to call from time to time; it may set the directory's owner and
         mode, which ``uid``, ``gid`` and ``mode`` in ``options`` overrule. What it raises leaves
         no volume. Raises VolumeExistsError before ``fill`` is called if that is known by then.
         """
@@ -235,6 +237,7 @@ class LocalDriver:
             give(data, whose)
             fill(data, stage.keep_alive)
             give_as_told(data, options)
+            syncfs(data)
 
         return self._create(name, record, filling, True, 1)
 
@@ -248,20 +251,35 @@ class LocalDriver:
     ) -> Iterator[tuple[int, CopyReport] | None]:
         """Yield a descriptor of a copy of a volume's data, which shares it and then goes.
 
-        None where the filesystem has no reflinks. Raises VolumeNotFoundError, and what
-        copy_tree raises.
+        None where the filesystem has no reflinks, is read-only, or has no space for one. Raises
+        VolumeNotFoundError, and what copy_tree raises.
         """
-        with staged(self.trash) as stage:
-            copy = Copy(self.open_data, name, {}, on_progress, stopping, only_reflinked=True)
-            os.mkdir(DATA, 0o700, dir_fd=stage.fd)
-            with opened(DATA, dir_fd=stage.fd) as data:
-                try:
-                    copy(data, stage)
-                except NoReflinksError:
-                    report = None
-                else:
-                    report = copy.report
-                yield (data, report) if report is not None else None
+        with ExitStack() as stack:
+            found = None
+            try:
+                found = self._snapshot(name, stack, on_progress, stopping)
+            except NoReflinksError:
+                stack.close()
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                stack.close()
+            yield found
+
+    def _snapshot(
+        self,
+        name: str,
+        stack: ExitStack,
+        on_progress: Callable[[int], None] | None,
+        stopping: Callable[[], bool],
+    ) -> tuple[int, CopyReport]:
+        copy = Copy(self.open_data, name, {}, on_progress, stopping, only_reflinked=True)
+        stage = stack.enter_context(staged(self.trash))
+        os.mkdir(DATA, 0o700, dir_fd=stage.fd)
+        data = stack.enter_context(opened(DATA, dir_fd=stage.fd))
+        copy(data, stage)
+        assert copy.report is not None
+        return data, copy.report
 
     def open_data(self, name: str) -> int:
         """Return a descriptor of a volume's data path. Raises VolumeNotFoundError."""

@@ -67,7 +67,7 @@ def staged(trash: Trash) -> Iterator[Stage]:
     except Exception:
         raise
     except BaseException:
-        stopping = _after(_PATIENCE)
+        stopping = after(_PATIENCE)
         raise
     finally:
         trash.discard(name, stopping)
@@ -158,6 +158,7 @@ def give(fd: int, owner: Owner) -> None:
     os.fchmod(fd, owner.mode)
 
 
-def _after(seconds: float) -> Callable[[], bool]:
+def after(seconds: float) -> Callable[[], bool]:
+    """Return a ``stopping`` for those who have only so many seconds."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() > end

@@ -123,6 +123,28 @@ def openat2(dir_fd: int, name: bytes, flags: int, resolve: int) -> int:
     return fd
 
 
+_SYS_OPEN_TREE = 428
+_OPEN_TREE_CLONE = 1
+
+
+def open_tree_clone(fd: int) -> int:
+    """open_tree(2): an O_PATH descriptor of a directory, on a mount that nobody else sees.
+
+    Nothing is mounted below it. Needs CAP_SYS_ADMIN and Linux 5.2.
+    """
+    clone = int(
+        _libc.syscall(
+            c_long(_SYS_OPEN_TREE),
+            c_int(fd),
+            c_char_p(b""),
+            c_uint(_OPEN_TREE_CLONE | os.O_CLOEXEC | AT_EMPTY_PATH),
+        )
+    )
+    if clone < 0:
+        raise _fail()
+    return clone
+
+
 _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = (c_int, c_int64, c_int64, c_uint)
 _SYNC_FILE_RANGE_ALL = 1 | 2 | 4  # WAIT_BEFORE, WRITE and WAIT_AFTER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import keyword
 import os
 import sys
 from typing import Any, NoReturn
@@ -44,6 +45,9 @@ _COMMANDS = {
     "prune": "volfs.cli.pruning",
     "purge": "volfs.cli.removed",
     "df": "volfs.cli.space",
+    "clone": "volfs.cli.copies",
+    "export": "volfs.cli.copies",
+    "import": "volfs.cli.copies",
     "doctor": "volfs.cli.doctor",
 }
 
@@ -63,7 +67,8 @@ class _Group(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command: click.Command = getattr(importlib.import_module(module), cmd_name)
+        attribute = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
+        command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def main(self, args: Any = None, prog_name: Any = None, **extra: Any) -> NoReturn:  # type: ignore[override]

@@ -54,7 +54,7 @@ def create(
     Makes the scope as well when there is none yet. A volume that exists already is left as it
     is, which is success unless it was made with other options. Prints the names.
     """
-    wanted, tags = _pairs(options, "--opt"), _pairs(labels, "--label")
+    wanted, tags = key_values(options, "--opt"), key_values(labels, "--label")
     made: list[Volume] = []
     with open_scope(scope, make=True) as opened:
 
@@ -195,7 +195,8 @@ def for_each(names: Iterable[str], one: Callable[[str], None]) -> int:
     return code
 
 
-def _pairs(words: Iterable[str], option: str) -> dict[str, str]:
+def key_values(words: Iterable[str], option: str) -> dict[str, str]:
+    """Return KEY=VALUE words as a dictionary. Raises BadParameter, naming the option."""
     values = {}
     for word in words:
         key, _, value = word.partition("=")
