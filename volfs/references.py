@@ -1,4 +1,4 @@
-"""References: which runtimes use which volumes, kept in the scope.
+"""References kept in the scope: which runtimes use which volumes.
 
 ``SCOPE/references/NAME/<sha256 of the id>`` is one reference to the volume NAME: a small JSON
 file that says whose it is, and since when and where it was made. So every process on the scope
@@ -28,22 +28,18 @@ import logging
 import os
 import secrets
 import struct
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Protocol
 
 from volfs.durable import DIRECTORY, opened, read_small, scanned, sync_directory, write_new
 from volfs.errors import InvalidNameError
+from volfs.reference_table import Origin, Reference, encoded_id
 from volfs.usage import Holder, Scan
 from volfs.volume import Volume, check_name
 
-ID_MAX = 4096
-"""Longest id of a reference in bytes."""
 GRACE = 60.0
 """Seconds for which a reference holds though nothing is mounted or open. A runtime asks for the
 volume first, may then copy the image's content into it, and only then mounts it."""
@@ -58,120 +54,12 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _NO_LOCKS = frozenset((errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL))
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """A machine (machine-id(5), else its host name) and which of its boots it is."""
-
-    host: str
-    boot: str
-
-    @classmethod
-    def here(cls) -> Origin:
-        """Return the running machine's."""
-        host = _line("/etc/machine-id") or os.uname().nodename
-        return cls(host, _line("/proc/sys/kernel/random/boot_id"))
-
-
-@dataclass(frozen=True, slots=True)
-class Reference:
-    """One use of a volume by whoever chose the ``id``.
-
-    ``since`` is when it was last acquired, for people to read (None: not known); ``awake`` the
-    same in seconds of CLOCK_MONOTONIC in that boot, which no change of the clock moves. A file
-    that is no reference counts as one without an origin: it holds, and its id tells where it is.
-    """
-
-    id: str
-    since: datetime | None = None
-    awake: float = 0.0
-    origin: Origin | None = None
-
-
 class Look(Protocol):
     """What is asked who uses a volume: see Scan."""
 
     def sees_all(self) -> bool: ...
     def mount_holders(self, volume: Volume) -> list[Holder]: ...
     def open_holders(self, volume: Volume) -> list[Holder]: ...
-
-
-class ReferenceTable(Protocol):
-    """Keeps references by volume name. Safe against other threads."""
-
-    def of(self, name: str) -> list[Reference]:
-        """Return the references to a volume, sorted by id."""
-        ...
-
-    def names(self) -> list[str]:
-        """Return the names for which anything is kept."""
-        ...
-
-    def add(self, name: str, id: str) -> None:
-        """Note a reference, anew if it is known. Only while ``held(name, shared=True)``.
-
-        Raises OSError(EINVAL) when the id is longer than ID_MAX.
-        """
-        ...
-
-    def discard(self, name: str, id: str) -> None:
-        """Forget a reference if it is known."""
-        ...
-
-    def forget(self, name: str) -> None:
-        """Forget all references to a volume that is no more. Only while ``held(name)``."""
-        ...
-
-    def held(self, *names: str, shared: bool = False) -> AbstractContextManager[None]:
-        """Keep others from acquiring and removing these volumes; ``shared``: from removing."""
-        ...
-
-    def drop_stale(self, volumes: Iterable[Volume]) -> None:
-        """Forget the references to these volumes whose holder is gone."""
-        ...
-
-    def close(self) -> None:
-        """Give back what is held."""
-        ...
-
-
-class UnsavedReferences:
-    """References in memory: nobody else knows of them, and they end with the process."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, dict[str, Reference]] = {}
-        self._lock = threading.Lock()
-
-    def of(self, name: str) -> list[Reference]:
-        return sorted(self._known.get(name, {}).values(), key=lambda reference: reference.id)
-
-    def names(self) -> list[str]:
-        return sorted(self._known)
-
-    def add(self, name: str, id: str) -> None:
-        _encoded(id)
-        with self._lock:
-            self._known[name] = self._known.get(name, {}) | {id: Reference(id)}
-
-    def discard(self, name: str, id: str) -> None:
-        with self._lock:
-            left = {key: value for key, value in self._known.get(name, {}).items() if key != id}
-            if left:
-                self._known[name] = left
-            else:
-                self._known.pop(name, None)
-
-    def forget(self, name: str) -> None:
-        with self._lock:
-            self._known.pop(name, None)
-
-    def held(self, *names: str, shared: bool = False) -> AbstractContextManager[None]:
-        return nullcontext()
-
-    def drop_stale(self, volumes: Iterable[Volume]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 class References:
@@ -238,9 +126,7 @@ class References:
             return None
         # It was put there to hold the volume, whatever has become of it.
         path = f"{self._scope}/{_DIRECTORY}/{name}/{file}"
-        if path not in self._warned:
-            self._warned.add(path)
-            _log.warning("%s cannot be read as a reference; it holds until it is deleted", path)
+        self._warn(path, "%s cannot be read as a reference; it holds until it is deleted", path)
         return Reference(f"in {path}, which cannot be read")
 
     # Changing
@@ -291,7 +177,7 @@ class References:
     def forget(self, name: str) -> None:
         """Forget all that is kept for a name: see ReferenceTable.forget.
 
-        What cannot be deleted is left to the next housekeeping.
+        What cannot be deleted stays there, and holds.
         """
         try:
             with opened(_DIRECTORY, dir_fd=self._top) as above:
@@ -348,14 +234,19 @@ class References:
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise
-            if self._scope not in self._warned:
-                self._warned.add(self._scope)
-                _log.warning(
-                    "the filesystem of %s has no locks (%s): keep other processes from removing"
-                    " volumes while containers start",
-                    self._scope,
-                    error.strerror,
-                )
+            self._warn(
+                _LOCK,
+                "the filesystem of %s has no locks (%s): keep other processes from removing"
+                " volumes while containers start",
+                self._scope,
+                error.strerror,
+            )
+
+    def _warn(self, about: str, message: str, *arguments: object) -> None:
+        """Log a warning, once about each thing."""
+        if about not in self._warned:
+            self._warned.add(about)
+            _log.warning(message, *arguments)
 
     # Directories
 
@@ -402,33 +293,34 @@ class References:
 
         Nothing is forgotten by a process that cannot look at all others (see Scan.sees_all),
         except after a boot, and nothing of another machine's ever: its mounts are not to be
-        seen from here. Two machines on one scope need different machine-ids, as always.
+        seen from here. (Machines that share a scope need different machine-ids, as always.)
         """
+        if os.fstatvfs(self._top).f_flag & os.ST_RDONLY:
+            return
         look: Look | None = None
         for volume in volumes:
-            known = self.of(volume.name)
-            stale = [
-                (item, "it is from before the last boot") for item in known if self._is_past(item)
-            ]
-            silent = [item for item in known if self._is_due(item)]
-            if silent:
+            try:
+                known = self.of(volume.name)
+            except OSError as error:
+                self._warn(volume.name, "references to %r cannot be read: %s", volume.name, error)
+                continue
+            for item in filter(self._is_past, known):
+                self._drop(volume.name, item, "it is from before the last boot")
+            if due := list(filter(self._is_due, known)):
                 look = look or self._look(self._scope)
                 if _is_free(volume, look):
-                    stale += [(item, "nothing has it mounted or open") for item in silent]
-            for item, reason in stale:
-                self._drop(volume.name, item, reason)
+                    for item in due:
+                        self._drop(volume.name, item, "nothing has it mounted or open")
 
     def _is_past(self, reference: Reference) -> bool:
         made, here = reference.origin, self._origin
-        return (
-            made is not None
-            and made.host == here.host
-            and bool(here.boot)
-            and made.boot != here.boot
-        )
+        return made is not None and made.host == here.host and made.boot != here.boot != ""
 
     def _is_due(self, reference: Reference) -> bool:
-        return reference.origin == self._origin and time.monotonic() - reference.awake > self._grace
+        made, here = reference.origin, self._origin
+        if made is None or made.boot != here.boot or not made.boot:
+            return False
+        return time.monotonic() - reference.awake > self._grace
 
     def _drop(self, name: str, reference: Reference, reason: str) -> None:
         with self.held(name):
@@ -456,18 +348,8 @@ def _is_name(name: str) -> bool:
     return True
 
 
-def _encoded(id: str) -> bytes:
-    """Return an id as bytes. Raises OSError(EINVAL) when it is too long."""
-    data = id.encode("utf-8", "surrogatepass")
-    if len(data) > ID_MAX:
-        raise OSError(
-            errno.EINVAL, f"the id of a reference has at most {ID_MAX} bytes, not {len(data)}"
-        )
-    return data
-
-
 def _file_of(id: str) -> str:
-    return hashlib.sha256(_encoded(id)).hexdigest()
+    return hashlib.sha256(encoded_id(id)).hexdigest()
 
 
 def _place_of(name: str) -> int:
@@ -484,10 +366,3 @@ def _decoded(data: bytes) -> Reference:
         raise TypeError
     since = datetime.fromisoformat(record["since"])
     return Reference(id, since, float(record["awake"]), Origin(host, boot))
-
-
-def _line(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except (OSError, UnicodeDecodeError):
-        return ""

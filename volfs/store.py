@@ -25,7 +25,7 @@ from volfs.errors import (
     VolumeNotEmptyError,
     VolumeNotFoundError,
 )
-from volfs.references import ReferenceTable, UnsavedReferences
+from volfs.reference_table import ReferenceTable, UnsavedReferences
 from volfs.usage import Holder
 from volfs.volume import Driver, Owner, Volume
 
