@@ -10,9 +10,11 @@ import pytest
 
 from tests.conftest import Mounted, mounting, open_workspace
 
-pytest.register_assert_rewrite("tests.mount.comparing")
+pytest.register_assert_rewrite("tests.mount.comparing", "tests.mount.locking")
 
 from tests.mount.comparing import Pair  # noqa: E402
+from tests.mount.locker import Locker  # noqa: E402
+from tests.mount.locking import KINDS, Sides  # noqa: E402
 
 _numbers = itertools.count()
 
@@ -38,3 +40,36 @@ def make_pair(tree: Mounted) -> Pair:
     native: Path = tree.scope.parent / f"plain-{name}"
     native.mkdir()
     return Pair(mounted, tree.data(name), native)
+
+
+@pytest.fixture(scope="module")
+def nested(shared: Mounted) -> Iterator[Mounted]:
+    """A tree whose scope lies in another, and so is taken for a network filesystem."""
+    (shared.mnt / "below").mkdir()
+    scope = shared.mnt / "below/scope"
+    scope.mkdir()
+    with open_workspace() as workspace, mounting(workspace) as mount:
+        yield mount(scope=scope, no_passthrough=True)
+
+
+@pytest.fixture(params=KINDS)
+def sides(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Sides]:
+    """A file and two processes, where KINDS or what ``everywhere`` adds has them."""
+    kind = request.param
+    if kind in KINDS:
+        tops = {
+            "native": (pair.native, pair.native),
+            "tree": (pair.mounted, pair.mounted),
+            "out": (pair.mounted, pair.data),
+            "in": (pair.data, pair.mounted),
+        }[kind]
+    else:
+        tree: Mounted = request.getfixturevalue("nested")
+        below: Mounted = request.getfixturevalue("shared")
+        volume = pair.native.name
+        (tree.mnt / volume).mkdir()
+        data = below.data("below") / tree.data(volume).relative_to(below.mnt / "below")
+        tops = (tree.mnt / volume, data if kind == "nested-out" else tree.mnt / volume)
+    (tops[0] / "file").write_bytes(b"content" * 10)
+    with Locker() as one, Locker() as other:
+        yield Sides(one, other, tops[0] / "file", tops[1] / "file", kind)

@@ -11,83 +11,29 @@ import random
 import signal
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.children import USER, Child, run_as
-from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
+from tests.children import USER, run_as
+from tests.conftest import Mounted, MountFactory, wait_for
 from tests.mount.comparing import Pair
 from tests.mount.locker import Locker
-from volfs import syscalls
+from tests.mount.locking import (
+    EXCLUSIVE,
+    NONE,
+    READ,
+    SHARED,
+    UNLOCK,
+    WRITE,
+    Sides,
+    begin_to_wait,
+    everywhere,
+    take,
+)
 
 pytestmark = pytest.mark.needs_tap
-
-READ, WRITE, NONE = fcntl.F_RDLCK, fcntl.F_WRLCK, fcntl.F_UNLCK
-CLONE_NEWPID = 0x20000000
-SHARED, EXCLUSIVE, UNLOCK = fcntl.LOCK_SH, fcntl.LOCK_EX, fcntl.LOCK_UN
-
-
-@dataclass
-class Sides:
-    """One file, as two processes reach it."""
-
-    one: Locker
-    other: Locker
-    one_path: Path
-    other_path: Path
-    kind: str
-
-    def gets(self, attempt: Callable[[], object]) -> None:
-        """What was dropped by closing can be had: at once, or from outside a moment later."""
-        if self.kind in ("native", "tree", "in"):
-            assert attempt() is None
-        else:
-            wait_for(lambda: attempt() is None, "the lock to be dropped")
-
-
-@pytest.fixture(scope="module")
-def nested(shared: Mounted) -> Iterator[Mounted]:
-    """A tree whose scope lies in another, and so is taken for a network filesystem."""
-    (shared.mnt / "below").mkdir()
-    scope = shared.mnt / "below/scope"
-    scope.mkdir()
-    with open_workspace() as workspace, mounting(workspace) as mount:
-        yield mount(scope=scope, no_passthrough=True)
-
-
-KINDS = ("native", "tree", "out", "in")
-"""Who is where: both in a plain directory, both in the tree, one in the tree and the other on the
-real path, and the reverse."""
-
-everywhere = pytest.mark.parametrize("sides", [*KINDS, "nested", "nested-out"], indirect=True)
-"""Also in the tree that has its scope in another."""
-
-
-@pytest.fixture(params=KINDS)
-def sides(request: pytest.FixtureRequest, pair: Pair) -> Iterator[Sides]:
-    kind = request.param
-    if kind in KINDS:
-        tops = {
-            "native": (pair.native, pair.native),
-            "tree": (pair.mounted, pair.mounted),
-            "out": (pair.mounted, pair.data),
-            "in": (pair.data, pair.mounted),
-        }[kind]
-    else:
-        tree: Mounted = request.getfixturevalue("nested")
-        below: Mounted = request.getfixturevalue("shared")
-        volume = pair.native.name
-        (tree.mnt / volume).mkdir()
-        data = below.data("below") / tree.data(volume).relative_to(below.mnt / "below")
-        tops = (tree.mnt / volume, data if kind == "nested-out" else tree.mnt / volume)
-    (tops[0] / "file").write_bytes(b"content" * 10)
-    with Locker() as one, Locker() as other:
-        yield Sides(one, other, tops[0] / "file", tops[1] / "file", kind)
-
 
 # -- what excludes what
 
@@ -232,295 +178,6 @@ def test_any_sequence_of_locks(pair: Pair) -> None:
             assert results[0] == results[1], f"step {step}, by {who}: {order}"
 
 
-# -- when locks end
-
-
-@everywhere
-@pytest.mark.parametrize("how", ["close", "exit", "kill"])
-@pytest.mark.parametrize("what", ["record", "record again", "description", "flock"])
-def test_locks_end_with(sides: Sides, how: str, what: str) -> None:
-    """``again``: the file was locked before it was opened."""
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    name, kind = "set", WRITE
-    if what == "record again":
-        assert sides.one("set", one, WRITE) is None
-        assert sides.one("close", one) is None
-        one = sides.one("open", sides.one_path)
-    elif what == "description":
-        name, kind = "set by description", WRITE
-    elif what == "flock":
-        name, kind = "flock", EXCLUSIVE
-    assert sides.one(name, one, kind) is None
-    assert sides.other(name, other, kind) == "EAGAIN"
-    if how == "close":
-        assert sides.one("close", one) is None
-    elif how == "exit":
-        sides.one.exit()
-    else:
-        sides.one.end()
-    sides.gets(lambda: sides.other(name, other, kind))
-
-
-def test_a_child_is_another_owner(sides: Sides) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    assert sides.one("set", one, WRITE) is None
-    assert sides.one("flock", one, EXCLUSIVE) is None
-    child, got = sides.one("fork", one)
-    try:
-        assert got == "EAGAIN", "record locks are not inherited"
-    finally:
-        os.kill(child, signal.SIGKILL)
-    wait_for(lambda: is_gone(child), "the child to end")
-    assert sides.other("set", other, WRITE) == "EAGAIN", "the child had no locks to lose"
-    assert sides.other("flock", other, EXCLUSIVE) == "EAGAIN"
-
-
-@everywhere
-@pytest.mark.parametrize("how", ["exit", "kill"])
-@pytest.mark.parametrize("what", ["record", "record again"])
-def test_a_child_does_not_keep_the_record_locks_of_its_parent(
-    sides: Sides, how: str, what: str
-) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    if what == "record again":
-        assert sides.one("set", one, WRITE) is None
-        assert sides.one("close", one) is None
-        one = sides.one("open", sides.one_path)
-    assert sides.one("set", one, WRITE) is None
-    child, _ = sides.one("fork", one)
-    try:
-        if how == "exit":
-            sides.one.exit()
-        else:
-            sides.one.end()
-        wait_for(lambda: sides.other("set", other, WRITE) is None, "the lock to be dropped")
-        assert not is_gone(child)
-    finally:
-        os.kill(child, signal.SIGKILL)
-
-
-@everywhere
-@pytest.mark.parametrize("what", ["description", "flock"])
-def test_a_child_keeps_the_other_locks(sides: Sides, what: str) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    name, kind = ("flock", EXCLUSIVE) if what == "flock" else ("set by description", WRITE)
-    assert sides.one(name, one, kind) is None
-    child, _ = sides.one("fork", one)
-    try:
-        sides.one.exit()
-        # Nothing is to happen; that takes its time.
-        with pytest.raises(subprocess.TimeoutExpired):
-            subprocess.run(["sleep", "100"], timeout=0.2, check=False)
-        assert sides.other(name, other, kind) == "EAGAIN"
-    finally:
-        os.kill(child, signal.SIGKILL)
-    wait_for(lambda: sides.other(name, other, kind) is None, "the lock to be dropped")
-
-
-@pytest.mark.parametrize("sides", ["tree", "out"], indirect=True)
-def test_a_process_in_a_pid_namespace_ends(sides: Sides) -> None:
-    def in_it() -> None:
-        syscalls.unshare(CLONE_NEWPID)
-        with Locker(), Locker() as one:  # without the first there are no more in the namespace
-            fd = one("open", sides.one_path)
-            assert one("set", fd, WRITE) is None
-            assert sides.other("get", other, READ)[0] == WRITE
-            one("fork", fd)
-            one.end()
-            wait_for(lambda: sides.other("set", other, WRITE) is None, "the lock to be dropped")
-
-    other = sides.other("open", sides.other_path)
-    with Child(in_it) as child:
-        child.result()
-
-
-def test_another_program_keeps_them(sides: Sides) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    assert sides.one("set", one, WRITE) is None
-    assert sides.one("flock", one, EXCLUSIVE) is None
-    sides.one.begin("exec", one)
-    comm = Path(f"/proc/{sides.one.pid}/comm")
-    wait_for(lambda: comm.read_text() == "sleep\n", "the other program")
-    assert sides.other("set", other, WRITE) == "EAGAIN"
-    assert sides.other("flock", other, EXCLUSIVE) == "EAGAIN"
-    sides.one.end()
-    wait_for(lambda: sides.other("set", other, WRITE) is None, "the lock to be dropped")
-    wait_for(lambda: sides.other("flock", other, EXCLUSIVE) is None, "the lock to be dropped")
-
-
-def test_threads_have_their_locks_in_common(sides: Sides) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    assert sides.one("in thread", "set", one, WRITE) is None
-    assert sides.other("set", other, WRITE) == "EAGAIN", "the thread's end changes nothing"
-    assert sides.one("set", one, WRITE) is None
-    second = sides.one("in thread", "open", sides.one_path)
-    assert sides.one("set", second, WRITE) is None
-    assert sides.one("in thread", "set", one, NONE) is None
-    assert sides.other("set", other, WRITE) is None
-
-
-def test_closing_any_descriptor_of_the_file_drops_record_locks(sides: Sides) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    assert sides.one("set", one, WRITE) is None
-    second = sides.one("open", sides.one_path, os.O_RDONLY)
-    assert sides.one("close", second) is None
-    assert sides.other("set", other, WRITE) is None
-    assert sides.other("set", other, NONE) is None
-    # A file that was locked before it was opened is told of each close, also of duplicates.
-    second = sides.one("open", sides.one_path)
-    assert sides.one("set", second, WRITE) is None
-    assert sides.one("close", sides.one("dup", second)) is None
-    assert sides.other("set", other, WRITE) is None
-
-
-def test_the_last_close_drops_a_flock(sides: Sides) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    assert sides.one("flock", one, EXCLUSIVE) is None
-    duplicate = sides.one("dup", one)
-    assert sides.one("close", one) is None
-    assert sides.other("flock", other, SHARED) == "EAGAIN"
-    assert sides.one("close", duplicate) is None
-    sides.gets(lambda: sides.other("flock", other, SHARED))
-
-
-def test_locks_of_a_removed_file(sides: Sides) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    sides.one_path.unlink()
-    assert sides.one("set", one, WRITE) is None
-    assert sides.other("set", other, WRITE) == "EAGAIN"
-    assert sides.one("flock", one, EXCLUSIVE) is None
-    assert sides.other("flock", other, EXCLUSIVE) == "EAGAIN"
-
-
-# -- waiting
-
-
-def begin_to_wait(locker: Locker, what: str, fd: int) -> None:
-    """Have it wait for an exclusive lock; returns when it does."""
-    if what == "flock":
-        locker.begin("flock", fd, EXCLUSIVE, True)
-    else:
-        locker.begin("wait", fd, WRITE)
-    wait_for(lambda: locker.waits_for_a_lock, "the process to wait for the lock")
-
-
-def take(locker: Locker, what: str, fd: int, kind: int = WRITE) -> None:
-    if what == "flock":
-        flocks = {WRITE: EXCLUSIVE, READ: SHARED, NONE: UNLOCK}
-        assert locker("flock", fd, flocks[kind]) is None
-    else:
-        assert locker("set", fd, kind) is None
-
-
-@everywhere
-@pytest.mark.parametrize("what", ["record", "flock"])
-@pytest.mark.parametrize("how", ["unlock", "close", "exit", "kill"])
-def test_who_waits_gets_it_when_it_is_dropped(sides: Sides, what: str, how: str) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    take(sides.one, what, one)
-    begin_to_wait(sides.other, what, other)
-    assert sides.other.busy
-    if how == "unlock":
-        take(sides.one, what, one, NONE)
-    elif how == "close":
-        assert sides.one("close", one) is None
-    elif how == "exit":
-        sides.one.exit()
-    else:
-        sides.one.end()
-    assert sides.other.result() is None
-
-
-@everywhere
-@pytest.mark.parametrize("what", ["record", "flock"])
-def test_a_signal_ends_the_wait(sides: Sides, shared: Mounted, what: str) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    take(sides.one, what, one)
-    for _ in range(3):
-        begin_to_wait(sides.other, what, other)
-        sides.other.interrupt()
-        assert sides.other.result() == "EINTR"
-    take(sides.one, what, one, NONE)
-    with Locker() as third:
-        take(third, what, third("open", sides.other_path))
-    assert_nobody_waits(shared)
-
-
-@everywhere
-@pytest.mark.parametrize("what", ["record", "flock"])
-def test_who_is_killed_while_it_waits_leaves_nothing(
-    sides: Sides, shared: Mounted, what: str
-) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    take(sides.one, what, one)
-    begin_to_wait(sides.other, what, other)
-    sides.other.end()
-    take(sides.one, what, one, NONE)
-    with Locker() as third:
-        take(third, what, third("open", sides.other_path))
-    assert_nobody_waits(shared)
-
-
-def test_the_outside_can_have_it_while_another_waits_for_more(sides: Sides) -> None:
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    assert sides.one("set", one, READ, 0, 10) is None
-    begin_to_wait(sides.other, "record", other)
-    with Locker() as third:
-        fd = third("open", sides.other_path)
-        assert third("set", fd, READ) is None
-        assert sides.one("set", one, NONE) is None
-        assert sides.other.busy
-        assert third("set", fd, NONE) is None
-        assert sides.other.result() is None
-
-
-@pytest.mark.parametrize("sides", ["native", "tree"], indirect=True)
-def test_a_deadlock_is_refused(sides: Sides) -> None:
-    """With waits on the real path it is not seen: a known difference."""
-    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
-    assert sides.one("set", one, WRITE, 0, 10) is None
-    assert sides.other("set", other, WRITE, 10, 10) is None
-    sides.other.begin("wait", other, READ, 0, 10)
-    wait_for(lambda: sides.other.waits_for_a_lock, "the process to wait for the lock")
-    assert sides.one("wait", one, READ, 10, 10) == "EDEADLK"
-    assert sides.one("set", one, NONE) is None
-    assert sides.other.result() is None
-
-
-@everywhere
-def test_many_wait(sides: Sides, pair: Pair) -> None:
-    """Each of them adds one to a number; who had no lock meanwhile would lose another's."""
-    counter = pair.native / "counter"
-    counter.write_text("0")
-
-    def add(path: Path) -> Callable[[], None]:
-        def call() -> None:
-            fd = os.open(path, os.O_RDWR)
-            fcntl.lockf(fd, fcntl.LOCK_EX)
-            counter.write_text(str(int(counter.read_text()) + 1))
-            fcntl.lockf(fd, fcntl.LOCK_UN)
-
-        return call
-
-    one = sides.one("open", sides.one_path)
-    assert sides.one("set", one, WRITE) is None
-    with ExitStack() as stack:
-        children = [
-            stack.enter_context(Child(add(path)))
-            for _ in range(100)
-            for path in (sides.one_path, sides.other_path)
-        ]
-        assert sides.one("set", one, NONE) is None
-        for child in children:
-            child.result()
-    assert counter.read_text() == "200"
-
-
-def assert_nobody_waits(shared: Mounted) -> None:
-    # One is the request with which we ask.
-    wait_for(lambda: shared.statistics()["waiting"] <= 1, "the waits to be over")
-
-
 # -- through programs
 
 
@@ -646,11 +303,3 @@ def test_a_daemon_that_ends_lets_those_go_who_wait(mount: MountFactory) -> None:
         fcntl.lockf(outside, fcntl.LOCK_EX | fcntl.LOCK_NB)
     finally:
         os.close(outside)
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended, reaped or not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return True
