@@ -13,7 +13,7 @@ from volfs.fs.handles import DirectoryHandle, RootHandle
 from volfs.fs.inode import Inode
 from volfs.fs.inodes import InodeTable
 from volfs.fs.kernel.dirent import BareEntry, can_be_bare
-from volfs.fs.root import Root
+from volfs.fs.root import Root, can_exist
 from volfs.fs.status import Status, fstat, fstatat
 from volfs.fs.tree import Tree
 
@@ -53,14 +53,20 @@ class Entries:
         entry.st_ctime_ns = status.st_ctime_ns
         return entry
 
-    def missing(self, *, in_root: bool) -> EntryAttributes:
+    def missing(self, name: bytes, *, in_root: bool) -> EntryAttributes:
         """The reply for a name that is not there: kept for as long as one that is.
+
+        A volume that is not there is asked for again each time: who makes one beside the mount
+        wants to see it at once.
 
         Node id 0 is ENOENT to the kernel (fuse_lookup_name in fs/fuse/dir.c), with a timeout.
         """
         entry = EntryAttributes()
         entry.st_ino = 0
-        entry.entry_timeout = self._root_timeout if in_root else self._timeout
+        if in_root:
+            entry.entry_timeout = 0 if can_exist(name) else self._root_timeout
+        else:
+            entry.entry_timeout = self._timeout
         return entry
 
     def list_root(self, handle: RootHandle, start: int, token: ReaddirToken) -> None:

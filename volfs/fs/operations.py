@@ -60,7 +60,7 @@ class VolumeFS(pyfuse3.Operations):
     ) -> EntryAttributes:
         found = await _result(self._requests.lookup(parent_inode, name))
         if found is None:
-            return self._entries.missing(in_root=parent_inode == ROOT_ID)
+            return self._entries.missing(name, in_root=parent_inode == ROOT_ID)
         return self._entries.attributes(*found)
 
     async def forget(self, inode_list: Sequence[tuple[InodeT, int]]) -> None:

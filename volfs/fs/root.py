@@ -98,13 +98,7 @@ class Root:
     def is_quick(self, name: bytes) -> bool:
         """Whether looking up ``name`` is known not to block: a volume seen on a local
         filesystem before, or no volume name at all."""
-        if name in self._local:
-            return True
-        try:
-            _volume_name(name)
-        except InvalidNameError:
-            return True
-        return False
+        return name in self._local or not can_exist(name)
 
     def opendir(self) -> RootHandle:
         handle = RootHandle()
@@ -294,6 +288,15 @@ class Root:
 
 def _identity(inode: Inode) -> tuple[int, int]:
     return inode.device.dev, inode.ino
+
+
+def can_exist(name: bytes) -> bool:
+    """Whether there can ever be a volume ``name``."""
+    try:
+        _volume_name(name)
+    except InvalidNameError:
+        return False
+    return True
 
 
 def _volume_name(name: bytes) -> str:

@@ -16,6 +16,7 @@ from volfs.fs.kernel._status import fstat, statx_out
 from volfs.fs.kernel.protocol import Opcode, Who
 from volfs.fs.kernel.wire import Answer, Method
 from volfs.fs.requests import Later, Requests
+from volfs.fs.root import can_exist
 from volfs.fs.status import Status
 from volfs.fs.tree import Changes, Found
 
@@ -31,7 +32,9 @@ class NodeRequests:
         self._timeout = int(cache.timeout * _NS)
         self._root_timeout = int(cache.root_timeout * _NS)
         self._absent = self._no_entry(self._timeout)
-        self._absent_in_root = self._no_entry(self._root_timeout)
+        self._never_there = self._no_entry(self._root_timeout)
+        # Asked for again each time: who makes a volume beside the mount wants to see it at once.
+        self._no_volume = self._no_entry(0)
         root = requests.inodes.root
         assert root is not None
         self._root: Inode = root
@@ -97,13 +100,17 @@ class NodeRequests:
     # -- names
 
     def _lookup(self, node_id: int, body: bytes, who: Who) -> Answer:
-        found = self._requests.lookup(node_id, body[:-1])
+        name = body[:-1]
+        found = self._requests.lookup(node_id, name)
         if found is None:
-            return self._absent if node_id != ROOT_ID else self._absent_in_root
+            return self._absent if node_id != ROOT_ID else self._absent_in_root(name)
         if found.__class__ is Later:
-            absent = self._absent if node_id != ROOT_ID else self._absent_in_root
+            absent = self._absent if node_id != ROOT_ID else self._absent_in_root(name)
             return found.then(lambda late: absent if late is None else self.entry(late))
         return self.entry(found)  # type: ignore[arg-type]
+
+    def _absent_in_root(self, name: bytes) -> bytes:
+        return self._no_volume if can_exist(name) else self._never_there
 
     def _entry(self, found: Found | Later[Found]) -> Answer:
         return found.then(self.entry) if isinstance(found, Later) else self.entry(found)
