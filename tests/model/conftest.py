@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import open_descriptors
+from tests.model.referring import OpenStore
 from tests.model.scopes import OpenDriver, age, hidden_entries
 from volfs.local import LocalDriver
+from volfs.reference_table import Origin
+from volfs.references import Look, References
+from volfs.store import VolumeStore
 
 MEMORY = Path("/dev/shm")
 
@@ -55,3 +59,26 @@ def open_driver(scope: Path) -> Iterator[OpenDriver]:
 def driver(open_driver: OpenDriver) -> LocalDriver:
     """A driver of the scope that keeps what is removed, however full the disk is."""
     return open_driver()
+
+
+@pytest.fixture
+def open_store(scope: Path) -> Iterator[OpenStore]:
+    """Open the scope as another process would. At the end no descriptor may be left."""
+    before = open_descriptors()
+    opened: list[VolumeStore] = []
+
+    def open_it(
+        *,
+        grace: float = 60.0,
+        origin: Origin | None = None,
+        look: Callable[[str], Look] | None = None,
+    ) -> VolumeStore:
+        driver = LocalDriver(scope, keep_free=0)
+        references = References(driver.scope, grace=grace, origin=origin, look=look)
+        opened.append(VolumeStore([driver], references=references))
+        return opened[-1]
+
+    yield open_it
+    for store in opened:
+        store.close()
+    assert open_descriptors() == before
