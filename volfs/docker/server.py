@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import signal
 from collections.abc import AsyncIterator, Callable
 from typing import cast
@@ -20,14 +21,14 @@ from volfs.store import VolumeStore
 
 log = logging.getLogger(__name__)
 
-_KEEP_ALIVE = 600
-"""Seconds that a connection may be idle. Long, since a request that crosses the end of its
-connection is lost, and sent again by dockerd only a second later."""
+_KEEP_ALIVE = 15
+"""Seconds that a connection may be idle. Hypercorn keeps one for as long also when its client has
+gone, so not very long."""
 
 _GRACE = 5.0
 """Seconds for requests under way to be answered when the server ends."""
 
-_RETRY = 0.5
+_RETRY = 0.1
 _HOUSEKEEPING_INTERVAL = 60.0
 
 
@@ -55,7 +56,8 @@ async def serve(
                 try:
                     await serve_http(application, config, shutdown_trigger=stop.wait, mode="asgi")
                 except Exception:
-                    # A client could do that to the server; the others need it nevertheless.
+                    # What one client sends can do that, such as a malformed upgrade to HTTP/2. The
+                    # others come again: all requests may be repeated.
                     log.exception("the server of the plugin failed; it starts anew")
                     await trio.sleep(_RETRY)
     finally:
@@ -96,6 +98,8 @@ async def serve_alone(
     Calls ``ready`` once clients can connect. ``housekeeping``: do the store's chores as well,
     because no tree's daemon does them. Raises in an ExceptionGroup what ``serve`` does.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     stop = trio.Event()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
