@@ -15,6 +15,7 @@ pytest.register_assert_rewrite("tests.mount.comparing", "tests.mount.locking")
 from tests.mount.comparing import Pair  # noqa: E402
 from tests.mount.locker import Locker  # noqa: E402
 from tests.mount.locking import KINDS, Sides  # noqa: E402
+from tests.mount.open_files import wait_until_idle  # noqa: E402
 
 _numbers = itertools.count()
 
@@ -40,6 +41,13 @@ def make_pair(tree: Mounted) -> Pair:
     native: Path = tree.scope.parent / f"plain-{name}"
     native.mkdir()
     return Pair(mounted, tree.data(name), native)
+
+
+@pytest.fixture
+def nothing_is_kept(shared: Mounted) -> Iterator[None]:
+    """When a test has closed its files and mappings, nobody holds a backing file any more."""
+    yield
+    wait_until_idle(shared)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ import pytest
 
 from tests.children import Child
 from tests.conftest import MountFactory
-from tests.mount.test_passthrough import wait_until_idle
+from tests.mount.open_files import wait_until_idle
 
 PROCESSES = 4
 SECONDS = 1.5

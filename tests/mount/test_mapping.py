@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from random import Random
@@ -16,11 +16,13 @@ from random import Random
 import pytest
 
 from tests.children import OTHER, run_as
-from tests.conftest import Mounted, MountFactory, wait_for
+from tests.conftest import MountFactory, wait_for
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
-from tests.mount.test_passthrough import ACCESSES, use, wait_until_idle
+from tests.mount.open_files import ACCESSES, use
 from tests.mount.test_reading_and_writing import content
+
+pytestmark = pytest.mark.usefixtures("nothing_is_kept")
 
 SIZE = 40_000
 
@@ -75,13 +77,6 @@ class Mapper:
     def _answer(self) -> str:
         assert self.process.stdout
         return self.process.stdout.readline().strip()
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_kept(shared: Mounted) -> Iterator[None]:
-    """When a test has ended its mappings, nobody holds a backing file any more."""
-    yield
-    wait_until_idle(shared)
 
 
 def sandbox(directory: Path) -> tuple[str, ...]:

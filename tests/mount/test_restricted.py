@@ -19,7 +19,7 @@ from tests.children import USER, run_as
 from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
-from tests.mount.test_passthrough import ACCESSES, use, wait_until_idle
+from tests.mount.open_files import ACCESSES, use, wait_until_idle
 from tests.mount.test_reading_and_writing import content
 from tests.mount.workout import WORKOUT
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import re
 import time
@@ -13,6 +14,7 @@ import pytest
 
 from tests.mount.comparing import Pair
 from tests.mount.kinds import KINDS, make
+from tests.mount.test_reading_and_writing import content
 from volfs import syscalls
 
 OLD = 1_000_000_000_123_456_789
@@ -233,5 +235,28 @@ def test_the_same_times_move(pair: Pair, move: Callable[[Path], object]) -> None
             if getattr(before.get(name, link_before), field)
             != getattr(after.get(name, link_after), field)
         ]
+
+    pair.same(operation)
+
+
+@pytest.mark.usefixtures("nothing_is_kept")
+@pytest.mark.parametrize("way", ["read", "map"])
+def test_reading_sets_the_access_time(pair: Pair, way: str) -> None:
+    """By relatime: when it is older than the last change, as after a write."""
+
+    def operation(top: Path) -> tuple[bool, bool]:
+        path = top / "f"
+        path.write_bytes(content(10_000))
+        os.utime(path, ns=(10**18, 10**18))
+        before = path.stat().st_atime_ns
+        with path.open("rb") as file:
+            if way == "read":
+                file.read()
+            else:
+                with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                    bytes(mapped)
+            after = os.fstat(file.fileno()).st_atime_ns
+        behind = pair.data / "f" if top == pair.mounted else path
+        return before == after, after == behind.stat().st_atime_ns
 
     pair.same(operation)
