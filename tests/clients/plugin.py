@@ -8,9 +8,10 @@ import signal
 import socket as sockets
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,6 @@ class Plugin:
 
     tree: Mounted
     socket: Path
-    options: Sequence[str] = ()
     process: subprocess.Popen[str] | None = field(default=None, init=False)
 
     @property
@@ -73,17 +73,9 @@ class Plugin:
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
                 [
-                    *(
-                        sys.executable,
-                        "-m",
-                        "volfs",
-                        "plugin",
-                        "-f",
-                        "--scope",
-                        str(self.tree.scope),
-                    ),
+                    *(sys.executable, "-m", "volfs", "plugin", "--foreground"),
+                    *("--scope", str(self.tree.scope)),
                     *("--mount", str(self.tree.mnt), "--socket", str(self.socket)),
-                    *self.options,
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -162,8 +154,7 @@ def let_two_meet(engine: Engine, tree: Mounted, name: str) -> None:
     both = [start(engine, name, MEET, "--env", f"NAME={who}") for who in ("one", "two")]
     for who in ("one", "two"):
         seen = volume / f"seen-by-{who}"
-        wait_for(lambda seen=seen: seen.exists() and seen.stat().st_size == 18, f"{seen}")  # type: ignore[misc]
-        assert seen.read_text() == "from one\nfrom two\n"
+        wait_for(partial(_says, seen, "from one\nfrom two\n"), f"what {who} read")
     assert containers_with(tree, name) == set(both)
     kill(engine, both[0])
     assert containers_with(tree, name) == {both[1]}
@@ -172,6 +163,10 @@ def let_two_meet(engine: Engine, tree: Mounted, name: str) -> None:
     assert engine("wait", both[1]).strip() == "0"
     engine("rm", both[1])
     assert holders(tree, name) == []
+
+
+def _says(file: Path, text: str) -> bool:
+    return file.exists() and file.read_text() == text
 
 
 def holders(tree: Mounted, name: str) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,8 +54,19 @@ def docker(tree: Mounted, busybox_image: Path) -> Iterator[Docker]:
         dockerd.docker.remove_all()
 
 
+def compose_command() -> list[str]:
+    """Compose as a program (version 1, and Debian's version 2) or a plugin of the client."""
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    require("docker")
+    known = subprocess.run(["docker", "compose", "version"], capture_output=True, check=False)
+    if known.returncode != 0:
+        pytest.skip("not installed: docker-compose")
+    return ["docker", "compose"]
+
+
 class Compose:
-    """Compose with a project called demo: version 2 where it is installed, else version 1."""
+    """Compose with a project called demo."""
 
     def __init__(self, docker: Docker, directory: Path) -> None:
         self._directory = directory
@@ -62,10 +74,7 @@ class Compose:
             "DOCKER_HOST": docker.address,
             "DOCKER_CONFIG": str(docker.base / "client"),
         }
-        self._command = ["docker-compose"]
-        if shutil.which("docker-compose") is None:
-            require("docker")
-            self._command = ["docker", "compose"]
+        self._command = compose_command()
         (directory / "compose.yaml").write_text(FILE)
 
     def __call__(self, *words: str, fails: bool = False) -> str:
