@@ -149,7 +149,9 @@ class TestRaces:
 
     def test_the_first_reference_of_a_scope_too(self, scope: Path) -> None:
         for number in range(20):
-            LocalDriver(scope / str(number)).create("vol")
+            driver = LocalDriver(scope / str(number))
+            driver.create("vol")
+            driver.close()
 
         def removing(number: int) -> Callable[[], bool]:
             def run() -> bool:
