@@ -130,7 +130,9 @@ def log_to_stderr(level: int, *, stamp: bool) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter(f"%(asctime)s {form}" if stamp else form))
     logging.basicConfig(level=level, handlers=[handler], force=True)
-    logging.getLogger("volfs.level").setLevel(min(level, logging.INFO))
+    # Said whatever the level: how the tree is served, and which references were dropped.
+    for name in ("volfs.level", "volfs.references"):
+        logging.getLogger(name).setLevel(min(level, logging.INFO))
 
 
 def notify(state: str) -> None:
