@@ -278,7 +278,8 @@ class _Program:
 
     def reason(self) -> str:
         """Return why it failed, on one line."""
-        return "; ".join(dict.fromkeys(self.complaints()[:_TOLD])) or f"{self._name} ended with {self.end()}"
+        said = "; ".join(dict.fromkeys(self.complaints()[:_TOLD]))
+        return said or f"{self._name} ended with {self.end()}"
 
     def __enter__(self) -> Self:
         return self

@@ -322,9 +322,7 @@ class _Copier(_StampedWalk):
         if not stat.S_ISREG(status.st_mode):
             self._place(name, fd, status, level)
             return
-        # Of that very inode, whatever has its name by now: a device would not be opened.
-        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
-        with closing(os.open(f"/proc/self/fd/{fd}", flags)) as src:
+        with closing(_reopened(fd)) as src:
             settle(src)
             self._place(name, src, os.fstat(src), level)
 
@@ -379,6 +377,15 @@ def closing(fd: int) -> Iterator[int]:
         yield fd
     finally:
         os.close(fd)
+
+
+def _reopened(fd: int) -> int:
+    """Open for reading what is open with O_PATH: a file, and never what has its name by now."""
+    place, flags = f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC
+    try:
+        return os.open(place, flags | os.O_NOATIME)
+    except PermissionError:
+        return os.open(place, flags)  # O_NOATIME is for owners
 
 
 def _key(status: os.stat_result) -> int:

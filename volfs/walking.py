@@ -69,7 +69,7 @@ class Walk(ABC):
         """
         try:
             # Not a duplicate: the position of reading is shared between those.
-            self._down("", os.open(".", DIRECTORY, dir_fd=top), None)
+            self._down("", _open_quietly(top, "."), None)
             while self._levels:
                 level = self._levels[-1]
                 if level.below:
@@ -117,7 +117,7 @@ class Walk(ABC):
 
     def _enter(self, parent: Level, name: str) -> None:
         try:
-            fd = open_beneath(parent.src, name, DIRECTORY)
+            fd = _open_quietly(parent.src, name)
         except OSError as error:
             if error.errno == errno.EXDEV or error.errno in NO_ENTRY:
                 self.miss(parent, name, error.errno == errno.EXDEV)
@@ -143,7 +143,12 @@ class Walk(ABC):
                 if entry.is_dir(follow_symlinks=False):
                     level.below.append(entry.name)
                 else:
-                    self.meet(level, entry)
+                    try:
+                        self.meet(level, entry)
+                    except InterruptedError:
+                        raise
+                    except OSError as error:
+                        raise OSError(error.errno, error.strerror, entry.name) from error
 
     def _up(self) -> None:
         level = self._levels[-1]
@@ -173,6 +178,14 @@ def open_beneath(dir_fd: int, name: str, flags: int) -> int:
         os.close(fd)
         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
     return fd
+
+
+def _open_quietly(dir_fd: int, name: str) -> int:
+    """Open a directory so that listing it leaves its access time alone, if that is ours to say."""
+    try:
+        return open_beneath(dir_fd, name, DIRECTORY | os.O_NOATIME)
+    except PermissionError:
+        return open_beneath(dir_fd, name, DIRECTORY)
 
 
 def _parent_of(fd: int, expected: os.stat_result) -> int:

@@ -84,6 +84,16 @@ def xfs(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def btrfs(target: Path) -> Iterator[Path]:
+    """A btrfs in a sparse file beside ``target``."""
+    image = target.with_name(target.name + ".image")
+    make = [program("mkfs.btrfs", "btrfs-progs"), "-q", "-f"]
+    with _looped(target, image, 300 << 20, make, ""):
+        yield target
+    image.unlink()
+
+
+@contextmanager
 def overlay(target: Path, layers: Path, *, lower: Path | None = None) -> Iterator[Path]:
     """An overlay at ``target``, writing to ``layers``/upper and work, which are made.
 
