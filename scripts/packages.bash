@@ -54,3 +54,17 @@ install_needed() {
         return 1
     fi
 }
+
+# unpack DIRECTORY PACKAGE...: puts what is in packages into a directory, without installing them.
+unpack() {
+    local into=$1 fetched
+    shift
+    fetched=$(mktemp -d) || return
+    # The sandboxed user of apt cannot write there, which it says, and does without.
+    (cd "$fetched" && apt-get download -qq "$@" 2>/dev/null) &&
+        mkdir -p "$into" &&
+        find "$fetched" -name '*.deb' -exec dpkg-deb -x {} "$into" \;
+    local status=$?
+    rm -rf "$fetched"
+    return $status
+}

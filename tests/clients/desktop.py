@@ -22,6 +22,14 @@ from tests.conftest import wait_for
 PICTURES = Path(__file__).parents[2] / ".artifacts" / "desktop"
 """Pictures of the screen: one for each step of each test, named after both."""
 
+GVFS = Path(__file__).parents[2] / ".artifacts" / "gvfs" / "usr"
+"""Where scripts/test unpacks gvfs: installing it would bring udisks and udev."""
+
+GVFSD_TRASH = Path("/usr/libexec/gvfsd-trash")
+"""The part of gvfs without which Thunar knows of no trash, and Delete is Shift+Delete."""
+
+_LAY_OVER = 'mount -t overlay -o "lowerdir=$0:/usr" overlay /usr && exec "$@"'
+
 _COPIED_FILES = "x-special/gnome-copied-files"
 """What the clipboard holds after files were copied: the word ``copy``, and a URI a line."""
 
@@ -44,13 +52,9 @@ class Desktop:
         self._name = name
         self._pictures = 0
 
-    def start(self, *command: str | os.PathLike[str], gvfs: bool = False) -> None:
-        """Run a program in the session; it ends with the session at the latest.
-
-        Unless ``gvfs``, it does without gvfs even where that is installed.
-        """
-        vfs = [] if gvfs else ["GIO_USE_VFS=local"]
-        line = shlex.join(["env", *vfs, *(os.fspath(word) for word in command)])
+    def start(self, *command: str | os.PathLike[str]) -> None:
+        """Run a program in the session; it ends with the session at the latest."""
+        line = shlex.join(os.fspath(word) for word in command)
         assert self._shell.stdin is not None
         self._shell.stdin.write(f"{line} >>{shlex.quote(str(self._log))} 2>&1 &\n")
         self._shell.stdin.flush()
@@ -122,11 +126,14 @@ class Desktop:
 
 
 @contextmanager
-def open_desktop(directory: Path, name: str) -> Iterator[Desktop]:
+def open_desktop(directory: Path, name: str, *, gvfs: bool = False) -> Iterator[Desktop]:
     """A desktop of USER, whose home is made in ``directory``; all of it ends with the context.
 
-    ``name`` begins the names of its pictures.
+    ``name`` begins the names of its pictures. ``gvfs`` tells whether its programs have gvfs;
+    they do without it otherwise, even where it is installed.
     """
+    if gvfs and not GVFSD_TRASH.exists() and not GVFS.exists():
+        pytest.skip("gvfs is neither installed nor unpacked by scripts/test")
     require_root()
     require("Xvfb", "dbus-daemon", "openbox", "xdotool", "xclip", "import", "setpriv", "unshare")
     home = directory / "home"
@@ -151,7 +158,9 @@ def open_desktop(directory: Path, name: str) -> Iterator[Desktop]:
             "GVFS_DISABLE_FUSE": "1",
             "NO_AT_BRIDGE": "1",
         }
-        shell = stack.enter_context(_shell(environment, home))
+        if not gvfs:
+            environment["GIO_USE_VFS"] = "local"
+        shell = stack.enter_context(_shell(environment, home, gvfs=gvfs))
         desktop = Desktop(shell, environment, log, name)
         desktop.start(
             "dbus-daemon", "--session", "--nofork", "--nopidfile", f"--address=unix:path={bus}"
@@ -185,15 +194,19 @@ def _screen() -> Iterator[str]:
 
 
 @contextmanager
-def _shell(environment: Mapping[str, str], directory: Path) -> Iterator[subprocess.Popen[str]]:
+def _shell(
+    environment: Mapping[str, str], directory: Path, *, gvfs: bool
+) -> Iterator[subprocess.Popen[str]]:
     """A shell that does what is written to it, as USER, and takes all it started with it.
 
     It is the first process of a pid namespace, so that the kernel kills the others at its end,
     also the services that detached from who started them. The screen cannot be in there: X
     servers see by pid whether a display's number is still taken.
     """
-    command = ["unshare", "--pid", "--fork", "setpriv", f"--reuid={USER}", f"--regid={USER}"]
-    command += ["--clear-groups", "sh"]
+    command = ["unshare", "--pid", "--fork"]
+    if gvfs and not GVFSD_TRASH.exists():
+        command += ["--mount", "sh", "-c", _LAY_OVER, str(GVFS)]
+    command += ["setpriv", f"--reuid={USER}", f"--regid={USER}", "--clear-groups", "sh"]
     shell = subprocess.Popen(
         command, stdin=subprocess.PIPE, text=True, env=environment, cwd=directory
     )

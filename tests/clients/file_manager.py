@@ -116,8 +116,8 @@ def open_tree(
     tree = mount(root_mode="1777")
     run("mkdir", tree.mnt / "first", user=USER)
     run("sh", "-euc", FILL, cwd=tree.mnt / "first", user=USER)
-    with open_desktop(workspace, name) as desktop:
-        desktop.start(manager.program, tree.mnt, gvfs=gvfs)
+    with open_desktop(workspace, name, gvfs=gvfs) as desktop:
+        desktop.start(manager.program, tree.mnt)
         window = TreeWindow(manager, desktop, tree)
         window.await_volumes("first")
         desktop.picture("opened")

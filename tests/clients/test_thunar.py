@@ -18,9 +18,6 @@ THUNAR = FileManager(
     "thunar", folder="{} - Thunar", new_folder="Create New Folder", rename='Rename ".*"'
 )
 
-GVFSD_TRASH = Path("/usr/libexec/gvfsd-trash")
-"""The part of gvfs without which Thunar knows of no trash, and Delete is Shift+Delete."""
-
 
 @pytest.fixture
 def thunar(
@@ -28,8 +25,6 @@ def thunar(
 ) -> Iterator[TreeWindow]:
     """Thunar on a tree with the volume ``first``; without gvfs, unless the parameter says so."""
     gvfs = getattr(request, "param", False)
-    if gvfs and not GVFSD_TRASH.exists():
-        pytest.skip("not installed: gvfs")
     name = f"thunar-{request.function.__name__}"
     # Asking for the mount has Thunar ended before it is.
     with open_tree(THUNAR, mount, workspace, name, gvfs=gvfs) as window:
