@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import click
 import pytest
 
@@ -70,6 +72,7 @@ def test_both_spellings(name: str, value: str, meaning: MountOptions) -> None:
 
 def test_every_option_is_tried_above() -> None:
     names = {name for name, _, _ in SPELLINGS} | {"keep-removed", "log-file"}
+    names |= {"plugin", "no-plugin", "plugin-socket"}
     assert names == {n for option in OPTIONS for n in (option.name, option.opposite) if n}
 
 
@@ -77,6 +80,12 @@ def test_what_is_not_a_matter_of_the_mount() -> None:
     request = requested("--keep-removed", "7d", "-o", "log-file=/tmp/log")
     assert request == MountRequest(MountOptions(), 7 * 86400, "/tmp/log")
     assert requested("-o", "keep-removed=0").keep_removed == 0
+    request = requested("--plugin", "-o", "plugin_socket=/run/x.sock")
+    assert request == MountRequest(plugin=True, plugin_socket="/run/x.sock")
+    assert requested("-o", "plugin,plugin-socket=x.sock").plugin_socket == f"{os.getcwd()}/x.sock"
+    assert requested("-o", "plugin", "--no-plugin") == MountRequest()
+    with pytest.raises(click.UsageError, match="ask for it with plugin"):
+        requested("--plugin-socket", "/run/x.sock")
     assert requested() == MountRequest(MountOptions(), 86400, None)
 
 

@@ -15,7 +15,7 @@ from volfs.cli import EXIT_CODES
 from volfs.errors import VolfsError
 
 COMMANDS = (
-    *("mount", "umount", "create", "rm", "ls", "inspect", "rename", "label"),
+    *("mount", "umount", "plugin", "create", "rm", "ls", "inspect", "rename", "label"),
     *("restore", "prune", "purge", "df", "doctor"),
 )
 

@@ -324,7 +324,7 @@ class TestMount:
         (scope / "volumes/web").mkdir(parents=True)
         (scope / "volumes/web/_data").symlink_to("/nowhere/at/all")
         answer = await client.ask("Mount", Name="web", ID="one")
-        assert "/nowhere/at/all is not there" in answer.error
+        assert "/nowhere/at/all: No such file" in answer.error
         assert not store.references("web")
 
 

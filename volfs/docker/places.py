@@ -21,14 +21,10 @@ OPTION = "path"
 
 
 class NotYetError(Exception):
-    """The tree does not show the volume yet (``missing``), or one that had its name before.
+    """The tree shows a volume that had the name before.
 
     The kernel may answer from its memory for a while: see CachePolicy.root_timeout.
     """
-
-    def __init__(self, message: str, *, missing: bool) -> None:
-        super().__init__(message)
-        self.missing = missing
 
 
 class Places:
@@ -98,15 +94,15 @@ def look(place: str, volume: Volume) -> None:
     """
     try:
         here = os.stat(place)
-    except FileNotFoundError:
-        raise NotYetError(f"{place} is not there", missing=True) from None
     except OSError as error:
         if error.errno == errno.ENOTCONN:
             top = os.path.dirname(place)
             raise PluginError(
                 f"the daemon of the tree at {top} is gone: `volfs umount {top}`, and mount it anew"
             ) from None
-        raise PluginError(f"{place} cannot be used: {error.strerror}") from None
+        raise PluginError(
+            f"volume {volume.name!r} cannot be used: {place}: {error.strerror}"
+        ) from None
     # The tree shows the inode numbers of the scope's filesystem.
     if here.st_ino != os.stat(volume.path).st_ino:
-        raise NotYetError(f"{place} is another directory", missing=False)
+        raise NotYetError

@@ -158,14 +158,10 @@ class VolumePlugin:
             while True:
                 try:
                     await self._in_thread(partial(places.look, place, volume), self._reaching)
-                except NotYetError as error:
+                except NotYetError:
                     if trio.current_time() < start + _LINGER:
                         await trio.sleep(_LOOK_AGAIN)
                         continue
-                    if error.missing:
-                        raise PluginError(
-                            f"volume {volume.name!r} cannot be used: {error}"
-                        ) from None
                 return place
         raise PluginError(f"the tree does not answer: volume {volume.name!r} cannot be reached")
 
