@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 from pathlib import Path
 
@@ -16,6 +17,14 @@ EXPECTED = (
     *("python", "pyfuse3", "libfuse", "kernel", "/dev/fuse", "fusermount3", "mounting"),
     *("level", "allow-other", "open files", "scope", "file handles", "xattrs", "ACLs", "mount(8)"),
 )
+
+
+@pytest.fixture(autouse=True)
+def plugin_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the plugin would be, whatever is served on this machine."""
+    path = tmp_path / "volfs.sock"
+    monkeypatch.setattr("volfs.cli.machine.default_socket", lambda: str(path))
+    return path
 
 
 def test_for_programs(tmp_path: Path) -> None:
@@ -87,3 +96,14 @@ def test_a_mounted_tree_says_its_level_here_and_in_its_log(mount: MountFactory) 
     level = "level tap (passthrough is switched off by no-passthrough)"
     assert f"ok tree         {tree.mnt}: {level}\n" in volfs("doctor", "--scope", tree.scope).out
     assert f"INFO volfs.level: serving at {tree.mnt}, {level}\n" in tree.log
+
+
+def test_the_plugin(tmp_path: Path, plugin_socket: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(plugin_socket))
+        listening.listen()
+        result = volfs("doctor", "--scope", tmp_path)
+        assert f"ok plugin       served at {plugin_socket}" in result.out
+    result = volfs("doctor", "--scope", tmp_path)
+    assert f"-- plugin       nobody answers at {plugin_socket}" in result.out
+    assert result.code == volfs("doctor", "--scope", tmp_path / "other").code

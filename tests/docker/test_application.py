@@ -29,7 +29,7 @@ from volfs.volume import Volume
 
 pytestmark = [
     pytest.mark.any_level,
-    pytest.mark.skipif(os.geteuid() != 0, reason="volumes are root's unless told otherwise"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="giving volumes away needs root"),
 ]
 
 IMPOSSIBLE = ("", "..", "../volumes/a", "a/b", "-a", ".a", "a" * 256, "a:b", "\ud800", "a\0b")

@@ -25,7 +25,7 @@ from volfs.store import VolumeStore
 
 pytestmark = [
     pytest.mark.any_level,
-    pytest.mark.skipif(os.geteuid() != 0, reason="volumes are root's unless told otherwise"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="giving volumes away needs root"),
 ]
 
 DEADLINE = 20.0

@@ -25,6 +25,9 @@ from typing import Literal
 
 from volfs import syscalls
 from volfs.cli.scope import default_scope
+from volfs.cli.services import default_socket
+from volfs.docker.listener import answers
+from volfs.errors import PluginError
 from volfs.mountinfo import MountTable
 from volfs.usage import tree_mounts
 
@@ -65,6 +68,7 @@ def examine(scope: str | None) -> Iterator[Finding]:
     yield from _scope(Path(scope or default_scope()).absolute())
     yield _helpers()
     yield from _trees(scope or default_scope())
+    yield from _plugin()
 
 
 def _python() -> Finding:
@@ -237,6 +241,22 @@ def _trees(scope: str) -> Iterator[Finding]:
             continue
         why = f" ({told['why']})" if told["why"] else ""
         yield Finding("tree", "ok", f"{mountpoint}: level {told['level']}{why}")
+
+
+def _plugin() -> Iterator[Finding]:
+    """The volume plugin, where there is one or was one."""
+    try:
+        path = default_socket()
+        if not os.path.lexists(path):
+            return
+        served = answers(path)
+    except (PluginError, OSError):
+        return
+    if served:
+        yield Finding("plugin", "ok", f"served at {path}")
+    else:
+        fix = "volfs mount --plugin, or volfs plugin"
+        yield Finding("plugin", "limited", f"nobody answers at {path}: its daemon is gone", fix)
 
 
 def _allow_other() -> Finding:

@@ -63,7 +63,7 @@ def plugin(
 
     \b
     Options of `docker volume create -o`, all of them optional:
-      uid=N gid=N mode=OCTAL   whose the volume is; root's, 0755, by default
+      uid=N gid=N mode=OCTAL   whose the volume is; the daemon's, 0755, by default
       label.KEY=VALUE          a label, as `volfs ls` shows it
       from=VOLUME              start as a copy of that volume
       path=tree|native         where containers find it, whatever the plugin does otherwise

@@ -51,17 +51,21 @@ def _endpoint(
         # Whatever the headers say: moby sends no Content-Type, curl a wrong one.
         body = await request.body()
         try:
-            return _response(await call(messages.parse(body)))
+            reply = await call(messages.parse(body))
         except MalformedError as error:
-            return _failure(400, str(error))
+            status, message = 400, str(error)
         except VolfsError as error:
-            return _failure(500, str(error))
+            status, message = 500, str(error)
         except OSError as error:
             where = f": {error.filename}" if error.filename is not None else ""
-            return _failure(500, f"{error.strerror or error}{where}")
+            status, message = 500, f"{error.strerror or error}{where}"
         except Exception as error:
             log.exception("%s failed", request.url.path)
-            return _failure(500, f"volfs failed, and its log says where: {error!r}")
+            status, message = 500, f"volfs failed, and its log says where: {error!r}"
+        else:
+            return _response(reply)
+        log.info("%s is answered %d: %s", request.url.path, status, message)
+        return _failure(status, message)
 
     return answer
 

@@ -101,12 +101,13 @@ def _make_way(path: str) -> None:
         raise PluginError(
             f"{path} is there and is no socket: remove it, or choose another with --socket"
         )
-    if _answers(path):
+    if answers(path):
         raise _in_use(path)
     Path(path).unlink()
 
 
-def _answers(path: str) -> bool:
+def answers(path: str) -> bool:
+    """Return whether somebody listens at a socket. Raises OSError where that cannot be told."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.setblocking(False)
         try:

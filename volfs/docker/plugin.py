@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -32,9 +33,6 @@ BY = "docker volume plugin"
 
 LABEL = "label."
 """The create options that begin so are labels."""
-
-_OWNER = Owner(0, 0, 0o755)
-"""Whose a new volume is unless its options say otherwise, as with Docker's local driver."""
 
 _LOOKING = 16
 _CHANGING = 48
@@ -107,8 +105,10 @@ class VolumePlugin:
         return {}
 
     def _create(self, name: str, options: dict[str, str], labels: dict[str, str]) -> None:
+        # As with Docker's local driver; a daemon of another user can give nothing away.
+        owner = Owner(os.geteuid(), os.getegid(), 0o755)
         try:
-            volume = self._store.create(name, options, labels=labels, owner=_OWNER)
+            volume = self._store.create(name, options, labels=labels, owner=owner)
         except UnknownOptionError as error:
             raise _with_labels(error) from None
         if labels and (dict(volume.labels) != labels or (volume.options and not options)):
