@@ -22,11 +22,15 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from volfs.copying import Watch, closing
+from volfs.duplicate import ACL_AGAIN
 from volfs.durable import DIRECTORY
 from volfs.errors import ArchiveError
 from volfs.syscalls import open_tree_clone
 
-_ATTRIBUTES = ("--xattrs", "--xattrs-include=*", "--numeric-owner")
+_ATTRIBUTES = (
+    *("--xattrs", "--xattrs-include=*", f"--xattrs-exclude={ACL_AGAIN}*"),
+    "--numeric-owner",
+)
 _PACK = (
     *("--create", "--file=-", "--format=posix", *_ATTRIBUTES, "--acls"),
     *("--sparse", "--hole-detection=seek", "--one-file-system", "."),

@@ -26,6 +26,8 @@ _NO_RANGES_HERE = frozenset(
 _NO_XATTRS = frozenset((errno.EOPNOTSUPP, errno.ENODATA))
 _REFUSED = frozenset((errno.EOPNOTSUPP, errno.EPERM, errno.EACCES, errno.EINVAL))
 _ACL = "system.posix_acl_"
+ACL_AGAIN = "trusted.SGI_ACL_"
+"""How XFS shows root the same ACL once more, in a form of its own."""
 _MUST_BE_KEPT = ("user.", "trusted.", "security.capability", _ACL)
 """Attributes that a copy cannot do without; a security module may refuse us its own."""
 
@@ -163,7 +165,7 @@ def _extended_attributes(src: int | str, dst: int | str) -> None:
 
 def _list(place: int | str) -> list[str]:
     try:
-        return os.listxattr(place)
+        return [name for name in os.listxattr(place) if not name.startswith(ACL_AGAIN)]
     except OSError as error:
         if error.errno in _NO_XATTRS:
             return []

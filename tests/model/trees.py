@@ -144,6 +144,7 @@ def _look(path: Path, linked: dict[int, set[str]]) -> Seen:
     attributes = {
         name: os.getxattr(path, name, follow_symlinks=False)
         for name in os.listxattr(path, follow_symlinks=False)
+        if not name.startswith("trusted.SGI_ACL_")  # the ACL once more, on XFS only
     }
     return Seen(
         stat.filemode(status.st_mode)[0],
