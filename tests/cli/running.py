@@ -16,8 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+from tests.conftest import wait_for
 from volfs.cli import cli
 
 ROOT = Path(__file__).parent.parent.parent
@@ -114,11 +115,12 @@ def names(*words: str) -> list[str]:
 
 
 class Terminal:
-    """A command that runs on a terminal of its own; only ``stdout`` can be elsewhere."""
+    """A command on a terminal of its own, which it is on until the end of a with statement."""
 
     def __init__(
         self, *words: str | Path, command: list[str] = PROGRAM, stdout: int | None = None
     ) -> None:
+        """``stdout`` is a descriptor, where that is to be no terminal."""
         self._ours, theirs = pty.openpty()
         self._shown = b""
         self._process = subprocess.Popen(
@@ -134,6 +136,14 @@ class Terminal:
         )
         os.close(theirs)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        os.close(self._ours)
+
     @property
     def shown(self) -> str:
         """What was shown so far, without colours and line ends as in a file."""
@@ -145,23 +155,27 @@ class Terminal:
         while text not in self.shown:
             assert self._read(), f"it ended and never showed {text!r}:\n{self.shown}"
 
+    def until_it_waits(self) -> None:
+        """Wait until the command sleeps, as it does once it reads an answer.
+
+        A signal that comes between a question and the reading is noticed after the answer.
+        """
+        stat = Path(f"/proc/{self._process.pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "it to wait")
+
     def type(self, text: str) -> None:
         """Type something."""
         os.write(self._ours, text.encode())
 
     def end(self) -> tuple[str, int]:
         """Wait for the end; return what was shown and the exit code."""
-        try:
-            while self._read():
-                pass
-            return self.shown, self._process.wait(30)
-        finally:
-            os.close(self._ours)
+        while self._read():
+            pass
+        return self.shown, self._process.wait(30)
 
     def _read(self) -> bool:
-        if not select.select([self._ours], [], [], 30)[0]:
-            self._process.kill()
-            raise AssertionError(f"it went silent after:\n{self.shown}")
+        ready, _, _ = select.select([self._ours], [], [], 30)
+        assert ready, f"it went silent after:\n{self.shown}"
         try:
             part = os.read(self._ours, 65536)
         except OSError:
@@ -174,6 +188,6 @@ def on_terminal(
     *words: str | Path, answer: str = "", command: list[str] = PROGRAM, stdout: int | None = None
 ) -> tuple[str, int]:
     """Run a command on a terminal of its own; return what it showed and its exit code."""
-    terminal = Terminal(*words, command=command, stdout=stdout)
-    terminal.type(answer)
-    return terminal.end()
+    with Terminal(*words, command=command, stdout=stdout) as terminal:
+        terminal.type(answer)
+        return terminal.end()

@@ -153,10 +153,13 @@ class TestAsked:
 
     @pytest.mark.parametrize("answer", ["n\n", "\n", "\x04", "\x03"])
     def test_unless_yes_everything_stays(self, web: Path, answer: str) -> None:
-        terminal = Terminal("prune")
-        terminal.until("Remove this volume?")
-        terminal.type(answer)
-        assert terminal.end()[1] == 130
+        with Terminal("prune") as terminal:
+            terminal.until("Remove this volume? (volfs restore NAME brings one back) [y/N]: ")
+            terminal.until_it_waits()
+            terminal.type(answer)
+            text, code = terminal.end()
+        assert text.endswith("volfs: interrupted\n")
+        assert code == 130
         assert names() == ["web"]
 
     def test_nothing_there_is_no_question(self, web: Path) -> None:
@@ -169,7 +172,8 @@ class TestAsked:
             result = program(*words)
             assert (result.code, result.out) == (2, "")
             assert "prune asks on a terminal only; use --yes" in result.err
-        assert on_terminal("prune", "--json")[1] == 2
+        text, code = on_terminal("prune", "--json")
+        assert (text.count("use --yes"), code) == (1, 2)
         assert names() == ["web"]
 
 
@@ -177,11 +181,11 @@ class TestMeanwhile:
     """What others do between the question and the answer."""
 
     @pytest.fixture
-    def asked(self, web: Path) -> Terminal:
+    def asked(self, web: Path) -> Iterator[Terminal]:
         volfs("create", "db")
-        terminal = Terminal("prune")
-        terminal.until("[y/N]")
-        return terminal
+        with Terminal("prune") as terminal:
+            terminal.until("[y/N]")
+            yield terminal
 
     @needs_root
     def test_what_comes_into_use_is_refused(
@@ -220,9 +224,9 @@ class TestMeanwhile:
         assert names() == []
 
     def test_what_is_labelled_to_be_kept_stays(self, web: Path) -> None:
-        terminal = Terminal("prune", "--filter", "label!=keep")
-        terminal.until("[y/N]")
-        volfs("label", "web", "keep=")
-        terminal.type("y\n")
-        assert terminal.end()[1] == 1
+        with Terminal("prune", "--filter", "label!=keep") as terminal:
+            terminal.until("[y/N]")
+            volfs("label", "web", "keep=")
+            terminal.type("y\n")
+            assert terminal.end()[1] == 1
         assert names() == ["web"]
