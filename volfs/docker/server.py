@@ -21,10 +21,6 @@ from volfs.store import VolumeStore
 
 log = logging.getLogger(__name__)
 
-_KEEP_ALIVE = 15
-"""Seconds that a connection may be idle. Hypercorn keeps one for as long also when its client has
-gone, so not very long."""
-
 _GRACE = 5.0
 """Seconds for requests under way to be answered when the server ends."""
 
@@ -80,7 +76,6 @@ def _config(descriptor: int) -> Config:
     config.accesslog = None
     config.errorlog = log
     config.include_server_header = False
-    config.keep_alive_timeout = _KEEP_ALIVE
     config.graceful_timeout = _GRACE
     return config
 
