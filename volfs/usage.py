@@ -247,10 +247,18 @@ def _join(directory: str, path: str) -> str:
 def _mount_holder(mount: Mount, space: _Namespace) -> Holder:
     if space.own:
         return Holder("mount", mount.point)
+    # The one that was asked may have been short-lived, such as a command of a shell script.
+    pid = next(filter(_lives, space.pids), space.pid)
     roots = (other.root for other in space.mounts)
-    return Holder(
-        "mount", mount.point, space.pid, _command(space.pid), _container(space.pid, roots)
-    )
+    return Holder("mount", mount.point, pid, _command(pid), _container(pid, roots))
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.readlink(f"/proc/{pid}/root")
+    except OSError:
+        return False  # of a zombie, too
+    return True
 
 
 def _namespaces(hidden: list[int] | None = None) -> Iterator[_Namespace]:
@@ -356,9 +364,11 @@ def _container(pid: int, roots: Iterator[str] | None = None) -> str | None:
     the 64 digits); the files Docker and Podman bind into a container (/etc/hosts and others,
     kept in a directory of that name); the arguments of its parent, containerd's shim.
     """
-    try:
+    # Of a process that ended a moment ago the mounts, read before, still tell.
+    with suppress(OSError):
         if id := container_in_cgroup(Path(f"/proc/{pid}/cgroup").read_text()):
             return id
+    try:
         for root in roots if roots is not None else (m.root for m in MountTable.of_process(pid)):
             if match := _CONTAINER_FILES.search(root):
                 return match[1]

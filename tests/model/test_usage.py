@@ -253,6 +253,25 @@ def test_container_is_told_from_its_control_group(tmp_path: Path) -> None:
         assert container_in_cgroup(f"0::{path}\n") is None, path
 
 
+@needs_root
+def test_container_is_told_when_the_process_that_was_looked_at_has_ended(
+    volume: PlainVolume, scope: str, tmp_path: Path
+) -> None:
+    id = "0123456789abcdef" * 4
+    hosts = tmp_path / "containers" / id / "hosts"
+    hosts.parent.mkdir(parents=True)
+    hosts.touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "etc").touch()
+    script = f"mount --bind {volume.path} {tmp_path}/data; mount --bind {hosts} {tmp_path}/etc"
+    scan = Scan(scope)
+    with elsewhere(script):
+        (holder,) = scan.mount_holders(volume)
+        assert (holder.detail, holder.container) == (f"{tmp_path}/data", id)
+    (holder,) = scan.mount_holders(volume)
+    assert (holder.detail, holder.container) == (f"{tmp_path}/data", id)
+
+
 def test_holder_reads_as_a_line() -> None:
     assert str(Holder("mount", "/data", 12, "sleep", "0123456789abcdef")) == (
         "mounted at /data by process 12 (sleep) in container 0123456789ab"
