@@ -155,9 +155,9 @@ def let_two_meet(engine: Engine, tree: Mounted, name: str) -> None:
     for who in ("one", "two"):
         seen = volume / f"seen-by-{who}"
         wait_for(partial(_says, seen, "from one\nfrom two\n"), f"what {who} read")
-    assert containers_with(tree, name) == set(both)
+    assert_held_by(tree, name, *both)
     kill(engine, both[0])
-    assert containers_with(tree, name) == {both[1]}
+    assert_held_by(tree, name, both[1])
     assert_busy(tree, name, both[1])
     (volume / "bye").touch()
     assert engine("wait", both[1]).strip() == "0"
@@ -182,13 +182,12 @@ def references(tree: Mounted, name: str) -> list[str]:
     return sorted(item["detail"] for item in holders(tree, name) if item["kind"] == "reference")
 
 
-def containers_with(tree: Mounted, name: str) -> set[str]:
-    """The containers in which a volume is mounted at /data."""
-    return {
-        item["container"]
-        for item in holders(tree, name)
-        if (item["kind"], item["detail"]) == ("mount", "/data")
-    }
+def assert_held_by(tree: Mounted, name: str, *containers: str) -> None:
+    """These containers have a volume mounted at /data, and nobody else has it anywhere."""
+    found = holders(tree, name)
+    mounts = [item for item in found if item["kind"] != "reference"]
+    assert {item["container"] for item in mounts} == set(containers), found
+    assert all((item["kind"], item["detail"]) == ("mount", "/data") for item in mounts), found
 
 
 def assert_busy(tree: Mounted, name: str, container: str) -> None:

@@ -22,8 +22,8 @@ from tests.clients.plugin import (
     Plugin,
     assert_busy,
     assert_copied_up,
+    assert_held_by,
     assert_removed,
-    containers_with,
     holders,
     image_with_content,
     label,
@@ -153,7 +153,7 @@ def test_volume_at_its_data_path(docker: Docker, tree: Mounted) -> None:
     wait_for(lambda: (tree.data("straight") / "mounts").exists(), "the container")
     wait_for(lambda: (tree.mnt / "straight" / "mounts").read_text(), "what it wrote")
     assert "fuse" not in (tree.mnt / "straight" / "mounts").read_text()
-    assert containers_with(tree, "straight") == {container}
+    assert_held_by(tree, "straight", container)
     assert_busy(tree, "straight", container)
     docker("rm", "--force", container)
 
@@ -232,7 +232,7 @@ def test_run_makes_missing_volumes(docker: Docker, tree: Mounted) -> None:
 def test_removal_in_use_is_refused_with_the_holder_named(docker: Docker, tree: Mounted) -> None:
     create(docker, "busy")
     container = start(docker, "busy", STAY)
-    assert containers_with(tree, "busy") == {container}
+    assert_held_by(tree, "busy", container)
     assert len(references(tree, "busy")) == 1
     assert container in docker("volume", "rm", "busy", fails=True)
     assert container in docker("volume", "rm", "--force", "busy", fails=True)
@@ -279,7 +279,7 @@ def test_prune(docker: Docker, tree: Mounted) -> None:
     assert listed(docker) == ["used"]
     restore(tree, "unused")
     assert (tree.mnt / "unused" / "file").exists()
-    assert containers_with(tree, "used") == {container}
+    assert_held_by(tree, "used", container)
 
 
 def test_restarted_plugin_knows_who_uses_what(
@@ -300,7 +300,7 @@ def test_restarted_plugin_knows_who_uses_what(
     assert set(before) < set(references(tree, "kept"))
     # The end of the first reaches the plugin under the name by which it was told of its begin.
     docker("rm", "--force", container)
-    assert containers_with(tree, "kept") == {second}
+    assert_held_by(tree, "kept", second)
     assert len(references(tree, "kept")) == 1 and references(tree, "kept") != before
     docker("rm", "--force", second)
     assert holders(tree, "kept") == []
@@ -323,7 +323,7 @@ def test_restarted_dockerd_starts_its_containers_again(
         assert holders(tree, name) == []
     dockerd.start()
     wait_for(lambda: log.read_text() == "started\n" * 2, "the second start")
-    assert containers_with(tree, "always") == {container}
+    assert_held_by(tree, "always", container)
     assert len(references(tree, "always")) == len(references(tree, "by-hand")) == 1
     assert_busy(tree, "always", container)
     docker("rm", "--force", container)

@@ -18,8 +18,8 @@ from tests.clients.plugin import (
     Plugin,
     assert_busy,
     assert_copied_up,
+    assert_held_by,
     assert_removed,
-    containers_with,
     holders,
     image_with_content,
     label,
@@ -163,7 +163,7 @@ def test_container_of_a_missing_volume_does_not_run(podman: Podman, tree: Mounte
 def test_removal_in_use_is_refused_with_the_holder_named(podman: Podman, tree: Mounted) -> None:
     create(podman, "busy")
     container = start(podman, "busy", STAY)
-    assert containers_with(tree, "busy") == {container}
+    assert_held_by(tree, "busy", container)
     assert len(references(tree, "busy")) == 1
     assert container in podman("volume", "rm", "busy", fails=True)
     assert_busy(tree, "busy", container)
@@ -199,7 +199,7 @@ def test_prune(podman: Podman, tree: Mounted) -> None:
     restore(tree, "unused")
     assert (tree.mnt / "unused" / "file").exists()
     (tree.mnt / "unused").rmdir()
-    assert containers_with(tree, "used") == {container}
+    assert_held_by(tree, "used", container)
 
 
 def test_restarted_plugin_knows_who_uses_what(
