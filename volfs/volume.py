@@ -117,7 +117,8 @@ class Driver(Protocol):
 
         Raises InvalidNameError, UnknownOptionError (listing the known ones),
         OptionConflictError (EEXIST) when it exists with other options, VolumeExistsError when
-        ``exclusive`` and it exists at all.
+        ``exclusive`` and it exists at all, VolumeNotFoundError when an option names a volume
+        that is not there.
         """
         ...
 
