@@ -48,8 +48,8 @@ async def serve(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_remove_upon, stop, listener)
             while not stop.is_set():
-                config = _config(listener.descriptor())
                 try:
+                    config = _config(listener.descriptor())
                     await serve_http(application, config, shutdown_trigger=stop.wait, mode="asgi")
                 except Exception:
                     # What one client sends can do that, such as a malformed upgrade to HTTP/2. The
