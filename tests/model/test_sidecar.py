@@ -108,7 +108,7 @@ def test_a_copy_is_only_of_what_can_be_a_volume(name: str) -> None:
 
 @pytest.mark.parametrize("value", ["", "Native", "/srv"])
 def test_the_path_told_is_one_of_two(value: str) -> None:
-    with pytest.raises(UnknownOptionError, match="option path=.*give tree or native"):
+    with pytest.raises(UnknownOptionError, match=r"option path=.*give tree or native"):
         check_options({"path": value})
 
 
