@@ -21,11 +21,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Self
 
-from volfs.copying import Watch, closing
+from volfs.copying import closing
 from volfs.duplicate import ACL_AGAIN
 from volfs.durable import DIRECTORY
 from volfs.errors import ArchiveError
 from volfs.syscalls import open_tree_clone
+from volfs.watching import Watch
 
 _ATTRIBUTES = (
     *("--xattrs", "--xattrs-include=*", f"--xattrs-exclude={ACL_AGAIN}*"),

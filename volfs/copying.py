@@ -1,22 +1,12 @@
 """Copying a directory tree such that the copy is of one point in time, or known not to be.
 
-How it is known. Each inode of the source gets a stamp (its change time, modification time and
-size) before it is copied; then the tree is walked again, and what has another stamp by now is
-copied again. In a walk that finds no change, each inode was as it had been copied, from before
-the copying ended until after the walk began: the copy is the state of any moment between the
-two. A directory has a stamp too, so that holds for names as well. Where changes are still found
-after some rounds, they are reported. With reflinks each file is copied in one step, so the
-window is small.
+How it is known. Each inode of the source is marked before it is copied; then the tree is walked
+again, and what has another mark by now is copied again. In a walk that finds no change, each
+inode was as it had been copied, from before the copying ended until after the walk began: the
+copy is the state of any moment between the two. Where changes are still found after some
+rounds, they are reported. With reflinks each file is copied in one step, so the window is small.
 
-A change can hide in the granularity of change times, which were those of the clock's ticks
-before Linux 6.13: a stamp taken within that time of the change is not trusted. Pages written
-through a mapping change a file's times only when they were clean, so each file is written back
-before its stamp is taken.
-
-What is not seen: what a program has not yet written; writes through mappings on filesystems
-that never write back (tmpfs), or by other hosts on network filesystems whose clocks or caches
-differ; direct writes that are under way for longer than a tick. After a change of the clock
-backwards, a stamp can recur.
+What a program has not yet written is no part of it; what else is not seen: see watching.
 """
 
 from __future__ import annotations
@@ -29,20 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
-from volfs.deletion import delete_tree
 from volfs.duplicate import Duplicator, attributes, settle
 from volfs.durable import DIRECTORY, NO_ENTRY, scanned
 from volfs.syscalls import syncfs
 from volfs.trash import never
-from volfs.walking import Level, LostError, Walk, open_beneath
-
-ROUNDS = 6
-"""Walks through a source before those that change it have won."""
-_TOLD = 10
-_TICK = 20_000_000
-"""Nanoseconds between two change times that may be the same: twice the slowest clock's tick."""
-_WHOLE_SECONDS = 2_000_000_000
-"""The same, for filesystems that keep no fractions."""
+from volfs.walking import Level, open_beneath
+from volfs.watching import ROUNDS, MarkedWalk, wait_a_tick
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,104 +79,7 @@ def copy_tree(
     return copier.run(src)
 
 
-class Watch:
-    """Notices what changes in a tree from ``begin`` to ``end``."""
-
-    def __init__(self, top: int, *, stopping: Callable[[], bool] = never) -> None:
-        self._top = top
-        self._watcher = _Watcher(stopping)
-
-    def begin(self) -> None:
-        """Look at the tree as it is. Raises OSError, InterruptedError."""
-        syncfs(self._top)
-        for _ in range(ROUNDS):
-            if not self._watcher.look(self._top).uncertain:
-                return
-            time.sleep(_TICK / 1e9)
-
-    def end(self) -> tuple[int, tuple[str, ...]]:
-        """Return how many files and directories have changed, and some of their names."""
-        changes = self._watcher.look(self._top)
-        return changes.count, tuple(changes.examples)
-
-
-class _Changes:
-    """What one walk found changed."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.examples: list[str] = []
-        self.uncertain = False
-        """Whether something was changed so lately that one more change might not show."""
-        self.lost = False
-        """Whether the walk was given up."""
-
-    def add(self, walk: Walk, name: str) -> None:
-        """Count what has a name where ``walk`` is."""
-        self.count += 1
-        if len(self.examples) < _TOLD:
-            self.examples.append(walk.place(name))
-
-
-class _StampedWalk(Walk):
-    """A walk that tells what has changed since the last one.
-
-    ``_known`` has for each inode of the source what its mark was, None when that was uncertain.
-    """
-
-    def __init__(self, stopping: Callable[[], bool]) -> None:
-        super().__init__(stopping)
-        self.changes = _Changes()
-        self._known: dict[int, int | None] = {}
-
-    def look(self, top: int) -> _Changes:
-        """Walk once more; return what has changed since the last time."""
-        self.changes = _Changes()
-        try:
-            self.walk(top)
-        except LostError:
-            self.changes.lost = True
-            self.changes.add(self, ".")
-        return self.changes
-
-    def is_known(self, status: os.stat_result, copy: int) -> bool:
-        """Return whether an inode is as it was, and ``copy`` the inode that is its copy."""
-        return self._known.get(_key(status)) == _mark(status, copy)
-
-    def know(self, status: os.stat_result, taken: int, copy: int) -> None:
-        """Note how an inode was before it was copied; ``taken`` is when it was so."""
-        age = abs(taken - status.st_ctime_ns)
-        if age < (_TICK if status.st_ctime_ns % 1_000_000_000 else _WHOLE_SECONDS):
-            self.changes.uncertain = True
-            self._known[_key(status)] = None
-        else:
-            self._known[_key(status)] = _mark(status, copy)
-
-
-class _Watcher(_StampedWalk):
-    def arrive(self, parent: Level | None, level: Level) -> None:
-        self._see(level.status, level.name)
-
-    def meet(self, level: Level, entry: os.DirEntry[str]) -> None:
-        try:
-            self._see(entry.stat(follow_symlinks=False), entry.name)
-        except FileNotFoundError:
-            self.changes.add(self, entry.name)
-
-    def leave(self, level: Level) -> None:
-        pass
-
-    def miss(self, level: Level, name: str, covered: bool) -> None:
-        if not covered:
-            self.changes.add(self, name)
-
-    def _see(self, status: os.stat_result, name: str) -> None:
-        if not self.is_known(status, 0):
-            self.changes.add(self, name)
-            self.know(status, time.time_ns(), 0)
-
-
-class _Copier(_StampedWalk):
+class _Copier(MarkedWalk):
     """Copies in rounds.
 
     A file of several names is made in the scratch directory, named by its inode, and linked
@@ -214,6 +99,7 @@ class _Copier(_StampedWalk):
         self._scratch = scratch
         self._on_progress = on_progress
         self._size = 0
+        self._aside = 0
         self._duplicator = Duplicator(self._count, only_reflinked=only_reflinked)
 
     def run(self, src: int) -> CopyReport:
@@ -222,7 +108,7 @@ class _Copier(_StampedWalk):
             if changes.count == 0:
                 break
             if changes.uncertain:
-                time.sleep(_TICK / 1e9)
+                wait_a_tick()
         if changes.lost:
             raise OSError(
                 errno.EAGAIN, "directories in it are moved about faster than they can be copied"
@@ -294,8 +180,29 @@ class _Copier(_StampedWalk):
     def _clear(self, name: str, level: Level) -> None:
         """Make way in a copy of a directory."""
         level.touched = True
-        if not _remove(name, level.dst, self._stopping):
-            self.tick()
+        self._put_aside(name, level.dst)
+
+    def _put_aside(self, name: str, dir_fd: int) -> None:
+        """Move whatever has a name to the scratch directory.
+
+        There it keeps its inode number until the end: if another file got that, it would be
+        taken for the copy that this was.
+        """
+        self._aside += 1
+        aside = f"aside-{self._aside}"
+        try:
+            os.rename(name, aside, src_dir_fd=dir_fd, dst_dir_fd=self._scratch)
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            # A moved directory's ".." changes, so its owner needs to be able to write it.
+            os.chmod(name, 0o700, dir_fd=dir_fd)
+            os.rename(name, aside, src_dir_fd=dir_fd, dst_dir_fd=self._scratch)
+        status = os.stat(aside, dir_fd=self._scratch, follow_symlinks=False)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            with suppress(PermissionError):  # its space can wait until the end
+                flags = os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+                os.close(os.open(aside, flags, dir_fd=self._scratch))
 
     # All else
 
@@ -334,7 +241,7 @@ class _Copier(_StampedWalk):
             return
         home = f"{status.st_dev:x}-{status.st_ino:x}"
         if not self.is_known(status, _inode(home, self._scratch)):
-            _remove(home, self._scratch, self._stopping)
+            self._put_aside(home, self._scratch)
             self._make(home, self._scratch, src, status, taken)
         try:
             os.link(
@@ -388,28 +295,9 @@ def _reopened(fd: int) -> int:
         return os.open(place, flags)  # O_NOATIME is for owners
 
 
-def _key(status: os.stat_result) -> int:
-    return status.st_dev << 64 | status.st_ino
-
-
-def _mark(status: os.stat_result, copy: int) -> int:
-    return hash((status.st_ctime_ns, status.st_mtime_ns, status.st_size, copy))
-
-
 def _inode(name: str, dir_fd: int) -> int:
     """Return the inode number of a directory entry, 0 when there is none."""
     try:
         return os.stat(name, dir_fd=dir_fd, follow_symlinks=False).st_ino
     except FileNotFoundError:
         return 0
-
-
-def _remove(name: str, dir_fd: int, stopping: Callable[[], bool]) -> bool:
-    """Delete whatever has a name; return whether it is gone."""
-    try:
-        os.unlink(name, dir_fd=dir_fd)
-    except FileNotFoundError:
-        pass
-    except IsADirectoryError:
-        return delete_tree(name, dir_fd=dir_fd, stopping=stopping)
-    return True

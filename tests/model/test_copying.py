@@ -24,7 +24,8 @@ from tests.model.scopes import age, hidden_entries
 from tests.model.test_scope import mount_tmpfs
 from tests.model.trees import depth_of, make_chain, make_tree, seen
 from tests.mount.filesystems import bound, btrfs, program, tmpfs, xfs
-from volfs.copying import CopyReport, Watch, copy_tree
+from volfs import syscalls
+from volfs.copying import CopyReport, copy_tree
 from volfs.errors import (
     OptionConflictError,
     UnknownOptionError,
@@ -33,6 +34,7 @@ from volfs.errors import (
 )
 from volfs.local import LocalDriver
 from volfs.trash import never
+from volfs.watching import Watch
 
 pytestmark = pytest.mark.any_level
 
@@ -381,8 +383,6 @@ class TestPointInTime:
         (source / "link").symlink_to(outside)
 
         def swap() -> None:
-            from volfs import syscalls
-
             fd = os.open(source, os.O_RDONLY)
             while True:
                 for number in range(40):
@@ -420,6 +420,26 @@ class TestPointInTime:
         report = copy(source, target, stopping=stopping)
         assert (outside / "d").is_dir()
         assert leaked == []
+        assert report.is_point_in_time
+        assert seen(target) == seen(source)
+
+    def test_directories_exchanged_to_and_fro(self, source: Path) -> None:
+        """Inode numbers of what is replaced in the copy must not come to mean something else."""
+        for name in ("a", "b"):
+            (source / name).mkdir()
+            (source / name / "file").write_text(name)
+        time.sleep(0.1)
+        count = 0
+
+        def change(_: int) -> None:
+            nonlocal count
+            count += 1
+            if count in (2, 3):  # when both were copied, and when one of them was once more
+                with descriptors(source) as (fd,):
+                    syscalls.renameat2(fd, b"a", fd, b"b", syscalls.RENAME_EXCHANGE)
+
+        target = source.with_name("target")
+        report = copy(source, target, on_progress=change)
         assert report.is_point_in_time
         assert seen(target) == seen(source)
 
