@@ -6,13 +6,14 @@ import errno
 import fcntl
 import mmap
 import os
+import random
 import resource
 import struct
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,29 @@ def shared_extents(path: Path) -> list[bool]:
         bool(struct.unpack_from("=I", asked, 32 + 56 * number + 40)[0] & FIEMAP_EXTENT_SHARED)
         for number in range(count)
     ]
+
+
+def change_something(top: Path, chance: random.Random, number: int) -> None:
+    """Make, replace, move, exchange or link whatever comes up in a tree of few names."""
+    directories = [top, *(path for path in top.rglob("*") if path.is_dir())]
+    first, second = (chance.choice(directories) / chance.choice("abc") for _ in "12")
+    with suppress(OSError):  # not everything is possible everywhere
+        match chance.randrange(9):
+            case 0 | 1:
+                first.mkdir()
+            case 2:
+                first.write_text(f"{number}")
+            case 3:
+                first.rename(second)
+            case 4 | 5:
+                names = os.fsencode(first), os.fsencode(second)
+                syscalls.renameat2(-100, names[0], -100, names[1], syscalls.RENAME_EXCHANGE)
+            case 6:
+                os.link(first, second, follow_symlinks=False)
+            case 7:
+                first.rmdir() if first.is_dir() else first.unlink()
+            case 8:
+                first.symlink_to(f"{number}")
 
 
 class TestWhole:
@@ -442,6 +466,29 @@ class TestPointInTime:
         report = copy(source, target, on_progress=change)
         assert report.is_point_in_time
         assert seen(target) == seen(source)
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_after_any_changes_it_is_one_of_the_states_that_there_were(
+        self, source: Path, seed: int
+    ) -> None:
+        chance = random.Random(seed)
+        for number in range(6):
+            change_something(source, chance, number)
+        time.sleep(0.05)
+        left = iter(range(6, chance.choice((10, 60, 200))))
+        states = [seen(source)]
+
+        def stopping() -> bool:
+            if chance.random() < 0.3 and (number := next(left, None)) is not None:
+                change_something(source, chance, number)
+                states.append(seen(source))
+            return False
+
+        target = source.with_name("target")
+        report = copy(source, target, stopping=stopping)
+        assert report.is_point_in_time or len(states) > 5
+        if report.is_point_in_time:
+            assert seen(target) in states
 
     def test_written_through_mappings(self, source: Path) -> None:
         """A page that is dirty can be written without a change of the file's times."""
