@@ -34,7 +34,7 @@ _ATTRIBUTES = (
 )
 _PACK = (
     *("--create", "--file=-", "--format=posix", *_ATTRIBUTES, "--acls"),
-    *("--sparse", "--hole-detection=seek", "--one-file-system", "."),
+    *("--sparse", "--hole-detection=seek"),
 )
 _UNPACK = (
     # --block-number tells on standard output whether there was an end mark.
@@ -94,17 +94,24 @@ def pack(
     reads it, and the OSErrors of writing.
     """
     if not live:
-        return _pack(directory, out, on_progress)
+        return _pack(directory, out, (), on_progress)
     with _uncovered(directory) as bare:
+        # Where that cannot be had. Nested subvolumes of btrfs are left out then too, and told.
+        options = ("--one-file-system",) if bare == directory else ()
         watch = Watch(bare)
         watch.begin()
-        packed = _pack(bare, out, on_progress)
+        packed = _pack(bare, out, options, on_progress)
         changed, examples = watch.end()
         return replace(packed, changed=max(changed, packed.changed), examples=examples)
 
 
-def _pack(directory: int, out: int, on_progress: Callable[[int], None] | None) -> Packed:
-    with _Program("tar", _PACK, directory=directory, output=True) as tar:
+def _pack(
+    directory: int,
+    out: int,
+    options: Sequence[str],
+    on_progress: Callable[[int], None] | None,
+) -> Packed:
+    with _Program("tar", (*_PACK, *options, "."), directory=directory, output=True) as tar:
         _pump(tar.output, out, b"", on_progress)
         code = tar.end()
         if code not in (0, _DIFFERS):

@@ -213,6 +213,17 @@ class TestPack:
             "below/own",
         ]
 
+    @needs_root
+    def test_subvolumes_of_btrfs_are_part_of_it(self, workspace: Path, target: Path) -> None:
+        with btrfs(workspace / "btrfs") as place:
+            create = [program("btrfs", "btrfs-progs"), "subvolume", "create"]
+            subprocess.run([*create, place / "sub"], check=True, capture_output=True)
+            (place / "sub" / "file").touch()
+            packed = pack_to(workspace / "archive", place, live=True)
+        assert packed == Packed(0, (), ())
+        unpack_from(workspace / "archive", target)
+        assert (target / "sub" / "file").exists()
+
     def test_a_live_one_that_rests_is_of_one_point_in_time(self, source: Path) -> None:
         make_tree(source, sockets=False)
         assert pack_to(source.with_name("archive"), source, live=True) == Packed(0, (), ())

@@ -96,7 +96,9 @@ def export(scope: str | None, output: str | None, name: str) -> int:
     a warning says so and the exit code is 1, as tar(1) has it. With -o the file appears when it
     is complete, readable for its owner only.
     """
-    if output is None and sys.stdout.isatty():
+    if output == "-":
+        output = None
+    if output is None and (sys.stdout is None or sys.stdout.isatty()):
         raise click.UsageError("an archive is not for a terminal; redirect it, or use --output")
     from volfs.archive import pack
 
@@ -156,7 +158,9 @@ def import_(
     archive's numbers when root does this, else everything is yours.
     """
     tags, wanted = key_values(labels, "--label"), key_values(options, "--opt")
-    if input_file is None and sys.stdin.isatty():
+    if input_file == "-":
+        input_file = None
+    if input_file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("an archive does not come from a terminal; use < or --input")
     from volfs.archive import unpack
 
