@@ -95,8 +95,13 @@ def purge(driver: LocalDriver) -> None:
     driver.trash.purge()
 
 
+def clone(driver: LocalDriver) -> None:
+    driver.clone("one", "copy", labels={"a": "b"})
+
+
 OPERATIONS = (
     create,
+    clone,
     adopt,
     remove,
     rename,
