@@ -171,7 +171,10 @@ class LocalDriver:
             whose = sidecar.owner_of(options, owner or Owner(os.geteuid(), os.getegid()))
             return self._create(name, record, lambda data, _: give(data, whose), exclusive)
         copy = Copy(self.open_data, source, options, None, never)
-        volume = self._create(name, record, copy, exclusive, _COPIES)
+        try:
+            volume = self._create(name, record, copy, exclusive, _COPIES)
+        except VolumeNotFoundError:
+            raise VolumeNotFoundError(f"no volume {source!r} to start from") from None
         if copy.report is not None and not copy.report.is_point_in_time:
             _log.warning(
                 "volume %r is no copy of %r at one point in time: %d files or directories were"

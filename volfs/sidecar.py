@@ -117,11 +117,11 @@ def check_options(options: Mapping[str, str]) -> dict[str, str]:
 
 
 def _number(name: str, text: str, base: int, largest: int) -> int:
-    digits, kind = ("[0-9]+", "decimal") if base == 10 else ("[0-7]+", "octal")
+    digits, kind = ("[0-9]+", "a decimal") if base == 10 else ("[0-7]+", "an octal")
     if re.fullmatch(digits, text) and len(text) < 20 and int(text, base) <= largest:
         return int(text, base)
     most = str(largest) if base == 10 else format(largest, "o")
-    raise UnknownOptionError(f"option {name}={text}: give an {kind} number from 0 to {most}")
+    raise UnknownOptionError(f"option {name}={text}: give {kind} number from 0 to {most}")
 
 
 def _volume_name(name: str, text: str) -> str:

@@ -31,6 +31,8 @@ from volfs.volume import Driver, Owner, Volume
 
 _log = logging.getLogger(__name__)
 
+_UNSEEN = " (nothing is mounted: a runtime that is gone loses its hold within a minute)"
+
 HolderSource = Callable[[Volume], Iterable[Holder]]
 
 
@@ -281,6 +283,7 @@ class VolumeStore:
         if holders and all(holder.kind == "reference" for holder in holders):
             self._references.drop_stale([volume])
             holders = self._referrers(volume)
+            _refuse(volume, holders, _UNSEEN)
         _refuse(volume, holders)
 
     def _require_unreferenced(self, volume: Volume) -> None:
@@ -322,11 +325,11 @@ class VolumeStore:
             return None
 
 
-def _refuse(volume: Volume, holders: Sequence[Holder]) -> None:
+def _refuse(volume: Volume, holders: Sequence[Holder], hint: str = "") -> None:
     """Raise VolumeInUseError if there are holders."""
     if holders:
         reasons = "; ".join(str(holder) for holder in holders)
-        raise VolumeInUseError(f"volume {volume.name!r} is in use: {reasons}", holders)
+        raise VolumeInUseError(f"volume {volume.name!r} is in use: {reasons}{hint}", holders)
 
 
 def _require_empty(volume: Volume) -> None:

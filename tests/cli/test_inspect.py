@@ -36,7 +36,7 @@ def test_for_people(web: Path) -> None:
         "In tree": ["not mounted"],
         "Labels": ["team=blue"],
         "Options": ["-"],
-        "Size": ["8.0 KiB in 2 files"],
+        "Size": ["8.0 KiB in 2 files and directories"],
         "Used by": ["nobody"],
     }
 

@@ -13,7 +13,6 @@ from volfs.cli.output import (
     iso,
     json_option,
     local_time,
-    number,
     pairs,
     print_json,
     print_lines,
@@ -280,7 +279,7 @@ def inspect(scope: str | None, no_size: bool, as_json: bool, names: tuple[str, .
 
 def _print_fields(item: Listed, places: list[str], *, with_size: bool) -> None:
     volume, space = item.volume, item.space
-    taken = f"{size(space.size)} in {number(space.entries, 'file')}" if space else "unknown"
+    taken = f"{size(space.size)} in {space.entries} files and directories" if space else "unknown"
     fields = {
         "Name": [volume.name],
         "Driver": [volume.driver_name],
