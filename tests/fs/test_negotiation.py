@@ -43,7 +43,9 @@ def test_all_that_is_offered_and_useful() -> None:
         assert flags & flag, flag
     assert not flags & LIBFUSE
     assert depth == 1
-    assert agreed == Agreement(passthrough=True, lists_by_inode=False, why_no_passthrough="")
+    assert agreed == Agreement(
+        passthrough=True, lists_by_inode=False, maps_direct=True, why_no_passthrough=""
+    )
     assert len(reply) == 64
     # What libfuse has settled stays: protocol, reading ahead, largest write, granularity, pages.
     assert struct.unpack_from("=III", reply) == (7, 45, 131072)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import Child
+from tests.conftest import Mounted
 from tests.mount.comparing import Pair, outcome
 from tests.mount.open_files import ACCESSES, use
 from tests.mount.test_reading_and_writing import content
@@ -115,6 +116,16 @@ def test_two_processes_append_whole_records(pair: Pair, behind: bool) -> None:
     written = (pair.data / "log").read_bytes()
     records = [written[start : start + RECORD] for start in range(0, len(written), RECORD)]
     assert sorted(records) == [b"a" * RECORD] * 300 + [b"b" * RECORD] * 300
+
+
+@pytest.mark.needs_tap
+def test_a_record_across_pages_is_appended_by_one_request(pair: Pair, shared: Mounted) -> None:
+    """Two would let a record come between that another process appends on the real data path."""
+    path = pair.mounted / "log"
+    path.touch()
+    before = shared.statistics()["requests"].get("WRITE", 0)
+    append(path, b"a", rounds=100)
+    assert shared.statistics()["requests"].get("WRITE", 0) - before <= 100
 
 
 def test_a_file_is_truncated_renamed_and_unlinked_while_open(pair: Pair) -> None:

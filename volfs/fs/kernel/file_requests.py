@@ -23,9 +23,14 @@ _PRIVILEGES = stat.S_ISUID | stat.S_ISGID
 
 
 class FileRequests:
-    """Decodes the requests, encodes the replies."""
+    """Decodes the requests, encodes the replies.
+
+    ``appends_directly``: files opened for appending go past the kernel's page cache, which would
+    cut a write in two where it crosses a page; another process's record could come between.
+    """
 
     def __init__(self, requests: Requests, nodes: NodeRequests, caller: Caller) -> None:
+        self.appends_directly = False
         self._requests = requests
         self._nodes = nodes
         self._caller = caller
@@ -66,8 +71,11 @@ class FileRequests:
                 if mode & _PRIVILEGES:
                     # Writing takes them away, which the daemon has to see to.
                     flags |= protocol.FOPEN_DIRECT_IO
-        elif handle.keeps_cache:
-            flags = protocol.FOPEN_KEEP_CACHE
+        else:
+            if handle.keeps_cache:
+                flags = protocol.FOPEN_KEEP_CACHE
+            if handle.appending and self.appends_directly:
+                flags |= protocol.FOPEN_DIRECT_IO
         if not self._requests.locks.wants_flush(inode):
             # Nothing to be told at close: local filesystems report no errors then.
             flags |= protocol.FOPEN_NOFLUSH

@@ -141,6 +141,8 @@ class Kernel:
         )
         if agreed.lists_by_inode:
             self._session.list_by_inode()
+        # The kernels that can also drop what they have cached where such a file is written.
+        self._session.append_directly(agreed.maps_direct)
         if agreed.passthrough:
             self._passthrough.device = self._session.descriptor
             self.level, self.why = Level.PASSTHROUGH, ""

@@ -52,10 +52,12 @@ class Flag(enum.IntFlag):
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """What was agreed. ``why_no_passthrough`` is a reason to show, empty when there is none."""
+    """What was agreed. ``maps_direct``: a file that is open past the page cache can be mapped.
+    ``why_no_passthrough`` is a reason to show, empty when there is none."""
 
     passthrough: bool
     lists_by_inode: bool
+    maps_direct: bool
     why_no_passthrough: str
 
 
@@ -120,4 +122,5 @@ def negotiate(
     out[_DEPTH_OUT : _DEPTH_OUT + 4] = depth.to_bytes(4, sys.byteorder)
     log.debug("INIT: offered %s, agreed %s", Flag(offered), Flag(flags))
     by_inode = lists_by_inode and bool(flags & Flag.NO_OPENDIR_SUPPORT)
-    return bytes(out), Agreement(passthrough, by_inode, why_no_passthrough)
+    maps_direct = bool(flags & Flag.DIRECT_IO_ALLOW_MMAP)
+    return bytes(out), Agreement(passthrough, by_inode, maps_direct, why_no_passthrough)

@@ -44,9 +44,9 @@ class TappedSession:
         _tap.attach(pyfuse3.__file__)
         self._requests = requests
         nodes = NodeRequests(requests, cache)
-        files = FileRequests(requests, nodes, caller)
+        self._files = FileRequests(requests, nodes, caller)
         self._directories = DirectoryRequests(requests, nodes, cache)
-        tables = (nodes, files, self._directories, LockRequests(requests, requests.locks))
+        tables = (nodes, self._files, self._directories, LockRequests(requests, requests.locks))
         methods = {opcode: m for table in tables for opcode, m in table.methods().items()}
         self._wire = Wire(methods, self._take_back)
         _tap.on_reply(Opcode.INIT, negotiate)
@@ -66,6 +66,10 @@ class TappedSession:
         """List directories without their having been opened."""
         self._directories.lists_by_inode = True
         self._requests.lists_by_inode = True
+
+    def append_directly(self, directly: bool) -> None:
+        """Let appends go past the kernel's page cache, or not: see FileRequests."""
+        self._files.appends_directly = directly
 
     @property
     def waiting(self) -> int:
