@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Mounted, mounting, open_workspace
+from tests.conftest import Mounted, mounting, open_workspace, wait_for
 from tests.mount import filesystems
 
 pytestmark = pytest.mark.needs_tap
@@ -94,6 +94,8 @@ def test_what_is_written_is_seen_at_once(apart: Mounted) -> None:
     assert (before.f_bfree - after.f_bfree) * after.f_bsize == 2 * MIB
     assert before.f_ffree - after.f_ffree == 1
     (top / "more").unlink()
+    # The blocks are free once the daemon was told to forget the file.
+    wait_for(lambda: os.statvfs(top).f_bfree == before.f_bfree, "the blocks to be free")
     assert fields(top) == fields(apart.data("there"))
 
 
