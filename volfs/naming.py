@@ -20,7 +20,6 @@ from pathlib import Path
 
 from volfs.durable import opened, scanned, sync_directory
 from volfs.errors import (
-    InvalidNameError,
     NameTooLongError,
     OutsideScopeError,
     ScopeError,
@@ -31,7 +30,7 @@ from volfs.errors import (
 from volfs.scope import ScopeDirectory
 from volfs.syscalls import RENAME_EXCHANGE, renameat2
 from volfs.trash import ATTEMPTS, DATA, Trash
-from volfs.volume import check_name
+from volfs.volume import can_name
 
 _log = logging.getLogger(__name__)
 _NOTHING_THERE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
@@ -61,7 +60,7 @@ class Names:
         An administrator can have made ``_data`` a link to a directory elsewhere. The volume
         exists then also while that place does not, as when its disk is not mounted.
         """
-        if not _is_valid(name) or not stat.S_ISDIR(self._mode(name)):
+        if not can_name(name) or not stat.S_ISDIR(self._mode(name)):
             return None
         mode = self._mode(f"{name}/{DATA}")
         return self._path(name, mode) if _is_data(mode) else None
@@ -102,7 +101,7 @@ class Names:
         with scanned(self._directory.fd) as entries:
             # d_type tells what is no directory without a system call for each entry.
             found = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        modes = ((name, self._mode(f"{name}/{DATA}")) for name in found if _is_valid(name))
+        modes = ((name, self._mode(f"{name}/{DATA}")) for name in found if can_name(name))
         return sorted((name, mode) for name, mode in modes if _is_data(mode))
 
     def _path(self, name: str, mode: int) -> str:
@@ -191,7 +190,7 @@ class Names:
             raise
 
     def _require_inside(self, name: str) -> None:
-        if not _is_valid(name):
+        if not can_name(name):
             raise not_found(name)
         real = os.path.realpath(self.own_path(name))
         if Path(self._root) not in Path(real).parents:
@@ -234,11 +233,3 @@ def exists(name: str) -> VolumeExistsError:
 
 def _is_data(mode: int) -> bool:
     return stat.S_ISDIR(mode) or stat.S_ISLNK(mode)
-
-
-def _is_valid(name: str) -> bool:
-    try:
-        check_name(name)
-    except InvalidNameError:
-        return False
-    return True

@@ -35,10 +35,9 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from volfs.durable import DIRECTORY, opened, read_small, scanned, sync_directory, write_new
-from volfs.errors import InvalidNameError
 from volfs.reference_table import Origin, Reference, encoded_id
 from volfs.usage import Holder, Scan
-from volfs.volume import Volume, check_name
+from volfs.volume import Volume, can_name
 
 GRACE = 60.0
 """Seconds for which a reference holds though nothing is mounted or open. A runtime asks for the
@@ -108,7 +107,7 @@ class References:
         """Return the names for which anything is kept, sorted."""
         try:
             with opened(_DIRECTORY, dir_fd=self._top) as fd, scanned(fd) as entries:
-                return sorted(entry.name for entry in entries if _is_name(entry.name))
+                return sorted(entry.name for entry in entries if can_name(entry.name))
         except FileNotFoundError:
             return []
 
@@ -253,7 +252,7 @@ class References:
     @contextmanager
     def _opened(self, name: str) -> Iterator[int]:
         """Yield the directory of a volume's references. Raises FileNotFoundError."""
-        if not _is_name(name):
+        if not can_name(name):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
         with opened(_DIRECTORY, dir_fd=self._top) as above, opened(name, dir_fd=above) as fd:
             yield fd
@@ -338,14 +337,6 @@ class References:
 
 def _is_free(volume: Volume, look: Look) -> bool:
     return look.sees_all() and not look.mount_holders(volume) and not look.open_holders(volume)
-
-
-def _is_name(name: str) -> bool:
-    try:
-        check_name(name)
-    except InvalidNameError:
-        return False
-    return True
 
 
 def _file_of(id: str) -> str:

@@ -48,6 +48,15 @@ def check_name(name: str) -> str:
     return name
 
 
+def can_name(name: str) -> bool:
+    """Whether ``name`` can name a volume: see check_name."""
+    try:
+        check_name(name)
+    except InvalidNameError:
+        return False
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Owner:
     """Whose a new data path is: user id, group id and permission bits."""

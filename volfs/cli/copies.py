@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from volfs.cli.interruption import cleaning_up
 from volfs.cli.output import complain, json_option, number, print_json, printable, size
+from volfs.cli.progress import Meter
 from volfs.cli.scope import open_scope, scope_option
-from volfs.cli.transfer import cleaning_up, metered
-from volfs.cli.volumes import describe, key_values
+from volfs.cli.volumes import describe, key_values, label_option
 
 if TYPE_CHECKING:
     from volfs.copying import CopyReport
@@ -25,21 +26,19 @@ _CHANGED = 1
 """What export ends with when the archive is not of one point in time, as tar(1) does."""
 _TOLD = 5
 
-label_option = click.option(
-    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to keep."
-)
-
-
-@click.command()
-@scope_option
-@label_option
-@click.option(
+create_option = click.option(
     "--opt",
     "options",
     multiple=True,
     metavar="KEY=VALUE",
     help="A create option: uid, gid or mode (octal) of the data path, path.",
 )
+
+
+@click.command()
+@scope_option
+@label_option
+@create_option
 @json_option
 @click.argument("source", metavar="SRC")
 @click.argument("name", metavar="DST")
@@ -66,7 +65,7 @@ def clone(
     with open_scope(scope) as opened, cleaning_up():
         driver = opened.driver
         path = driver.get(source).path
-        with metered(f"copying {printable(source)}", lambda: _space(path)) as meter:
+        with Meter(f"copying {source}", lambda: _space(path)) as meter:
             volume, report = driver.clone(source, name, wanted, labels=tags, on_progress=meter)
         if as_json:
             print_json(describe(volume) | {"copied": _describe_copy(report)})
@@ -106,7 +105,7 @@ def export(scope: str | None, output: str | None, name: str) -> int:
         driver = opened.driver
         path = driver.get(name).path
         with (
-            metered(f"exporting {printable(name)}", lambda: _space(path)) as meter,
+            Meter(f"exporting {name}", lambda: _space(path)) as meter,
             _written(output) as out,
             driver.snapshot(name) as snapshot,
         ):
@@ -130,13 +129,7 @@ def export(scope: str | None, output: str | None, name: str) -> int:
 @scope_option
 @click.option("-i", "--input", "input_file", metavar="FILE", help="Read from a file instead.")
 @label_option
-@click.option(
-    "--opt",
-    "options",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A create option: uid, gid or mode (octal) of the data path, path.",
-)
+@create_option
 @json_option
 @click.argument("name", metavar="VOLUME")
 def import_(
@@ -166,7 +159,7 @@ def import_(
 
     complaints: tuple[str, ...] = ()
     with _read(input_file) as source, open_scope(scope, make=True) as opened, cleaning_up():
-        with metered(f"importing {printable(name)}", _length(source)) as meter:
+        with Meter(f"importing {name}", _length(source)) as meter:
 
             def fill(data: int, keep_alive: Callable[[], None]) -> None:
                 def progress(count: int) -> None:

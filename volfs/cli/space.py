@@ -18,7 +18,7 @@ from volfs.cli.output import (
     printable,
     size,
 )
-from volfs.cli.progress import progress
+from volfs.cli.progress import Bar
 from volfs.cli.scope import open_scope, scope_option
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def measured(places: Sequence[tuple[str, str]]) -> list[Space | None]:
     from volfs.space import measure
 
     spaces: list[Space | None] = []
-    with progress("Measuring", len(places)) as bar:
+    with Bar("Measuring", len(places)) as bar:
         for name, path in places:
 
             def tell(space: Space, name: str = name) -> None:

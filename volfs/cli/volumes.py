@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from volfs.volume import Volume
 
 
+label_option = click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to keep."
+)
+
+
 @click.command()
 @scope_option
 @click.option(
@@ -35,7 +40,7 @@ if TYPE_CHECKING:
     help="A create option: uid, gid or mode (octal) of the data path; from=VOLUME starts as a "
     "copy of that one; path=tree|native is the path runtimes are given.",
 )
-@click.option("--label", "labels", multiple=True, metavar="KEY=VALUE", help="A label to keep.")
+@label_option
 @json_option
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 def create(

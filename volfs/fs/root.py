@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from volfs import syscalls
-from volfs.errors import InvalidNameError, VolumeNotFoundError
+from volfs.errors import VolumeNotFoundError
 from volfs.fs.caller import Requester
 from volfs.fs.handles import DirectoryHandle, FileHandle, HandleTable, RootHandle
 from volfs.fs.inode import Inode
@@ -27,7 +27,7 @@ from volfs.fs.status import MadeStatus, Status
 from volfs.fs.tree import Found, Tree
 from volfs.store import VolumeStore
 from volfs.usage import Holder
-from volfs.volume import Owner, Volume, check_name
+from volfs.volume import Owner, Volume, can_name, check_name
 
 XATTR_PREFIX = b"volfs."
 _PATH_PARTS = 256
@@ -292,11 +292,7 @@ def _identity(inode: Inode) -> tuple[int, int]:
 
 def can_exist(name: bytes) -> bool:
     """Whether there can ever be a volume ``name``."""
-    try:
-        _volume_name(name)
-    except InvalidNameError:
-        return False
-    return True
+    return can_name(os.fsdecode(name))
 
 
 def _volume_name(name: bytes) -> str:
