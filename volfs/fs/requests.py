@@ -8,6 +8,7 @@ Later, to be awaited. Failures are OSError and VolfsError.
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import threading
 import time
@@ -103,7 +104,9 @@ class Requests:
         self._stalled_until = 0
         self._opened = _OPENS - 1
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
-        self._buffer = memoryview(bytearray(_READ_BUFFER))
+        # At the begin of a page: copying a page to 16 bytes after one, where malloc(3) puts large
+        # blocks, takes five times as long.
+        self._buffer = memoryview(mmap.mmap(-1, _READ_BUFFER))
         self.volume_removed = trio.Event()
 
     # -- which thread
