@@ -104,7 +104,7 @@ class Entries:
         position = max(start, 2)
         replied = position > start
         first = True
-        full = self._tree.listings.with_attributes(inode, handle.fd, first=start == 0)
+        full = self._tree.listings.with_attributes(inode, first=start == 0)
         bare = None if full or not can_be_bare() else BareEntry()
         while True:
             try:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from volfs.fs.inode import Inode
-from volfs.fs.status import fstat
 
 _REGRET = 8
 """Replies with attributes that follow when a directory was listed without, and then searched."""
 
-_ENTRY = 128
-"""Bytes of a directory that an entry takes at most, with a name of common length."""
+_UNKNOWN = 8
+"""One entry in so many may be unknown to the kernel for it to know the directory's entries."""
 
 
 class Listings:
@@ -30,12 +30,15 @@ class Listings:
         self._timeout = timeout
         self._paying = 0
 
-    def with_attributes(self, directory: Inode, fd: int, *, first: bool) -> bool:
+    def with_attributes(
+        self, directory: Inode, *, first: bool, count: Callable[[int], int] | None = None
+    ) -> bool:
         """Whether the next reply (the ``first`` of a listing?) carries attributes.
 
-        ``fd`` is a descriptor of the directory.
+        ``count`` tells how many entries the directory has, up to as many as it is asked for; None
+        where that takes as long as to list it.
         """
-        if first and directory.searched and self._is_known(directory, fd):
+        if first and count is not None and self._knows(directory, count):
             directory.searched = 0
             return False
         full = self._timeout > 0 and (first or directory.searched > 0 or self._paying > 0)
@@ -55,17 +58,21 @@ class Listings:
 
     def searched(self, directory: Inode) -> None:
         """Note that an entry of ``directory`` was looked up."""
-        directory.searched += 1
-        directory.searched_at = time.monotonic()
+        now = time.monotonic()
+        recent = now - directory.searched_at < self._timeout
+        directory.searched = directory.searched + 1 if recent else 1
+        directory.searched_at = now
         if directory.bare:
             directory.bare = False
             self._attributes_pay(_REGRET)
 
-    def _is_known(self, directory: Inode, fd: int) -> bool:
+    def _knows(self, directory: Inode, count: Callable[[int], int]) -> bool:
         """Whether about all entries were looked up so lately that the kernel has them still."""
-        if time.monotonic() - directory.searched_at >= self._timeout:
+        known = directory.searched
+        if known == 0 or time.monotonic() - directory.searched_at >= self._timeout:
             return False
-        return directory.searched * _ENTRY >= fstat(fd).st_size
+        enough = known + known // _UNKNOWN + 2  # with the dots
+        return count(enough + 1) <= enough
 
     def _attributes_pay(self, change: int) -> None:
         self._paying = min(max(self._paying + change, 0), _REGRET * 8)

@@ -117,7 +117,11 @@ class DirectoryRequests:
         self, inode: Inode, fd: int, offset: int, room: int, *, plus: bool
     ) -> bytes:
         listings = self._requests.tree.listings
-        if not plus or not listings.with_attributes(inode, fd, first=offset == 0):
+
+        def count(most: int) -> int:
+            return len(read_entries(fd, 0, most))
+
+        if not plus or not listings.with_attributes(inode, first=offset == 0, count=count):
             parent = (inode.parent or inode).node_id
             return list_bare(fd, offset, room, plus, inode.device.base, inode.node_id, parent)
         reply: list[bytes] = []
