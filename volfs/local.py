@@ -173,8 +173,8 @@ class LocalDriver:
         copy = Copy(self.open_data, source, options, None, never)
         try:
             volume = self._create(name, record, copy, exclusive, _COPIES)
-        except VolumeNotFoundError:
-            raise VolumeNotFoundError(f"no volume {source!r} to start from") from None
+        except VolumeNotFoundError as error:
+            raise VolumeNotFoundError(f"nothing to start from: {error}") from None
         if copy.report is not None and not copy.report.is_point_in_time:
             _log.warning(
                 "volume %r is no copy of %r at one point in time: %d files or directories were"
