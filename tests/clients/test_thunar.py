@@ -39,7 +39,7 @@ def test_browsing(thunar: TreeWindow) -> None:
     thunar.desktop.picture("two volumes")
     run("rmdir", mnt / "made meanwhile", user=USER)
     thunar.await_volumes("first")
-    thunar.desktop.press("Return")
+    thunar.desktop.press("Home", "Return")
     names = ("a directory", "file", "link", "script")
     thunar.await_shown(*(mnt / "first" / name for name in names))
     thunar.desktop.picture("inside")
