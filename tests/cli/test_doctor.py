@@ -6,10 +6,12 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.children import NOBODY
 from tests.cli.running import PROGRAM, elsewhere, process, program, volfs
 from tests.conftest import MountFactory
 
@@ -77,6 +79,15 @@ def test_what_is_missing(tmp_path: Path, hide: str, expected: str) -> None:
         there = ["nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--wd={Path.cwd()}", "--"]
         result = program(*PROGRAM, "doctor", command=there)
     assert re.search(expected, result.out), result
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="changing the user needs root")
+def test_a_scope_out_of_reach(tmp_path: Path, workspace: Path) -> None:
+    (closed := tmp_path / "closed").mkdir(mode=0o700)
+    user = [sys.executable, "-m", "tests.unprivileged", str(NOBODY), str(workspace)]
+    result = program("doctor", "--scope", closed / "below" / "scope", command=user)
+    assert re.search(r"!! scope .*: no permission in .*\n +fix: ", result.out), result
+    assert (result.code, result.err) == (1, "")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")

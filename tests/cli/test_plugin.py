@@ -10,6 +10,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -253,7 +254,7 @@ class TestRefusals:
 
     def test_nowhere_to_serve(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-        command = ["setpriv", "--reuid", str(USER), "--clear-groups", *PROGRAM]
+        command = [sys.executable, "-m", "tests.unprivileged", str(USER), str(place.socket.parent)]
         result = program("plugin", "--scope", place.scope, "--native", command=command)
         self.refused(result, "--socket")
 

@@ -280,7 +280,8 @@ def _descriptors() -> Finding:
 
 def _scope(scope: Path) -> Iterator[Finding]:
     there = scope
-    while not there.exists() and there != there.parent:
+    # Unlike Path.exists this raises nothing where we may not look.
+    while not os.path.exists(there) and there != there.parent:
         there = there.parent
     way = MountTable.of_process().way_to(os.path.realpath(there))
     kind = way[-1].fstype if way else "an unknown filesystem"
