@@ -43,7 +43,11 @@ class Podman(Engine):
 
     @property
     def environment(self) -> dict[str, str]:
-        return {"CONTAINERS_CONF": str(self.base / "containers.conf")}
+        return {
+            "CONTAINERS_CONF": str(self.base / "containers.conf"),
+            # Podman 5 else warns in each output on a host with version 1 of control groups.
+            "PODMAN_IGNORE_CGROUPSV1_WARNING": "1",
+        }
 
     def remove_all(self) -> None:
         self("rm", "--all", "--force", "--time", "0")
