@@ -162,8 +162,8 @@ def test_attributes_on_the_wire(zoo: Path, opened: Opened, ino: int) -> None:
         attr = in_attr(path.lstat(), ino)
         out = status.attr_out(ino, 3 * SECOND + 7)
         assert ATTR_OUT.unpack(out) == (3, 7, 0, *attr)
-        out = status.entry_out(ino, FAR, 2 * SECOND + 5, 999_999_999)
-        assert ENTRY.unpack(out) == (ino, FAR, 2, 0, 5, 999_999_999, *attr)
+        out = status.entry_out(FAR, ino, 2 * SECOND + 5, 999_999_999)
+        assert ENTRY.unpack(out) == (FAR, 0, 2, 0, 5, 999_999_999, *attr)
 
 
 def test_status_cannot_be_changed_or_made(zoo: Path, opened: Opened) -> None:

@@ -19,13 +19,14 @@ DEEPEST = 1 << 14
 class Inode:
     """One inode the kernel knows.
 
-    ``fd``: its O_PATH descriptor, or -1. ``handle``: its file handle, once it was needed;
-    ``reopens``: whether the handle leads back to it on the mount it was seen on.
-    ``parent``, ``name``: where it was seen last. ``opens``: open handles, which pin it.
-    ``pins``: worker threads that use its descriptor. ``gone``: its volume was removed.
-    ``listed``: replied by a listing in such a way that we hear if its attributes are asked for.
-    ``searched``: (a directory) how many entries were asked for since it was listed, the last at
-    ``searched_at`` (time.monotonic); ``bare``: it was listed without attributes.
+    ``number``: the inode number that users see, and its node id unless another has that.
+    ``replaced``: its number was given to another file. ``fd``: its O_PATH descriptor, or -1.
+    ``handle``: its file handle, once it was needed; ``reopens``: whether the handle leads back to
+    it on the mount it was seen on. ``parent``, ``name``: where it was seen last. ``opens``: open
+    handles, which pin it. ``pins``: worker threads that use its descriptor. ``gone``: its volume
+    was removed. ``listed``: replied by a listing in such a way that we hear if its attributes are
+    asked for. ``searched``: (a directory) how many entries were asked for since it was listed,
+    the last at ``searched_at`` (time.monotonic); ``bare``: it was listed without attributes.
     ``backing``: its backing id while it is open for passthrough, else 0. ``locked``: it has or
     had POSIX locks.
     """
@@ -35,7 +36,6 @@ class Inode:
         "bare",
         "device",
         "fd",
-        "generation",
         "gone",
         "handle",
         "ino",
@@ -44,22 +44,30 @@ class Inode:
         "lookups",
         "name",
         "node_id",
+        "number",
         "opens",
         "parent",
         "pins",
         "reopens",
+        "replaced",
         "searched",
         "searched_at",
         "version",
     )
 
     def __init__(
-        self, node_id: int, device: Device, ino: int, parent: Inode | None, name: bytes
+        self,
+        node_id: int,
+        number: int,
+        device: Device,
+        ino: int,
+        parent: Inode | None,
+        name: bytes,
     ) -> None:
         self.node_id = node_id
+        self.number = number
         self.device = device
         self.ino = ino
-        self.generation = 0
         self.lookups = 0
         self.parent = parent
         self.name = name
@@ -69,6 +77,7 @@ class Inode:
         self.opens: list[FileHandle | DirectoryHandle] | None = None
         self.pins = 0
         self.gone = False
+        self.replaced = False
         self.backing = 0
         self.locked = False
         self.bare = False

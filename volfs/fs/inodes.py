@@ -25,6 +25,9 @@ from volfs.fs.status import Status, fstat
 _LEAST = 16
 """One request uses a few descriptors at once; they must not evict each other."""
 
+_STEP = 0x1_0000_0001
+"""From a node id that is taken to the next one to try."""
+
 _REACH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -44,6 +47,8 @@ class InodeTable:
         self.make_room(0)
         self._lock = threading.RLock()
         self._nodes: dict[int, Inode] = {}
+        # Those whose node id is not their number, by device and number.
+        self._displaced: dict[tuple[int, int], Inode] = {}
         self._devices: dict[int, Device] = {}
         self.root: Inode | None = None
 
@@ -53,7 +58,7 @@ class InodeTable:
         """Create the root's Inode; ``fd`` (the scope) says which device is the main one."""
         device = Device(os.fstat(fd).st_dev, fd, main=True)
         self._devices[device.dev] = device
-        self.root = Inode(ROOT_ID, device, 0, None, b"")
+        self.root = Inode(ROOT_ID, ROOT_ID, device, 0, None, b"")
         self.root.lookups = 1
         self._nodes[ROOT_ID] = self.root
         return self.root
@@ -105,10 +110,9 @@ class InodeTable:
         if device is None:
             device = self._add_device(status, parent, name, fd)
         with self._lock:
-            node_id, inode = self._find(device, status.st_ino)
+            number, inode = self._find(device, status.st_ino)
             if inode is None:
-                inode = Inode(node_id, device, status.st_ino, parent, name)
-                self._nodes[node_id] = inode
+                inode = self._add(number, device, status.st_ino, parent, name)
                 if fd >= 0:
                     self._keep(inode, fd)
             else:
@@ -118,12 +122,12 @@ class InodeTable:
                     # is taken for another (but a directory could be somebody's working one).
                     renamed = inode.parent is not parent or inode.name != name
                     if created or (renamed and inode.handle is None and status.st_nlink == 1):
-                        self._renew(inode)
+                        inode = self._replace(inode)
+                if fd >= 0:
+                    inode = self._merge(inode, fd)
                 inode.parent = parent
                 inode.name = name
                 inode.gone = False
-                if fd >= 0:
-                    self._merge(inode, fd)
             inode.lookups += lookups
             return inode
 
@@ -155,15 +159,18 @@ class InodeTable:
                 return
             inode.lookups -= lookups
             if inode.lookups <= 0 and inode is not self.root:
-                del self._nodes[node_id]
-                self._drop(inode)
+                self._remove(inode)
 
     def discard(self, inode: Inode) -> None:
         """Drop an inode that was remembered with no lookup and is not known to the kernel."""
         with self._lock:
             if inode.lookups <= 0 and self._nodes.get(inode.node_id) is inode:
-                del self._nodes[inode.node_id]
-                self._drop(inode)
+                self._remove(inode)
+
+    def number(self, node_id: int) -> int:
+        """The inode number that users see of a node id."""
+        inode = self._nodes.get(node_id) if self._displaced else None
+        return node_id if inode is None else inode.number
 
     def detach(self, top: Inode) -> None:
         """Note that the volume with top directory ``top`` was removed.
@@ -206,6 +213,8 @@ class InodeTable:
         its attributes are asked for; else -1."""
         inode = self._nodes.get(node_id)
         if inode is None or inode.fd < 0 or inode.listed or inode.device.slow:
+            return -1
+        if self._displaced and inode.number != node_id:
             return -1
         try:
             self._recent.move_to_end(inode)
@@ -268,30 +277,57 @@ class InodeTable:
             for device in self._devices.values():
                 device.close()
             self._nodes.clear()
+            self._displaced.clear()
             self._devices.clear()
 
     # -- inside
 
     def _find(self, device: Device, ino: int) -> tuple[int, Inode | None]:
-        """The node id of an inode and, if it is known, the Inode."""
-        node_id = device.node_id(ino) if device.base or not ino else ino
-        inode = self._nodes.get(node_id)
-        while inode is not None and (inode.ino != ino or inode.device is not device):
-            # Taken by a file of another device; rare enough for any other number to do.
-            node_id = (node_id + 0x1_0000_0001) % (1 << 64) or 2
-            inode = self._nodes.get(node_id)
-        return node_id, inode
+        """The number of an inode as users see it and, if it is known, the Inode."""
+        number = device.node_id(ino) if device.base or not ino else ino
+        if self._displaced:
+            displaced = self._displaced.get((device.dev, ino))
+            if displaced is not None:
+                return number, displaced
+        inode = self._nodes.get(number)
+        if inode is not None and (inode.ino != ino or inode.device is not device or inode.replaced):
+            return number, None
+        return number, inode
 
-    def _renew(self, inode: Inode) -> None:
-        """Note that ``inode``'s number now belongs to a new file (the old one was deleted).
+    def _add(
+        self, number: int, device: Device, ino: int, parent: Inode | None, name: bytes
+    ) -> Inode:
+        """A new Inode, whose node id is its number or, if another has that, any other one."""
+        node_id = number
+        while node_id in self._nodes:
+            node_id = (node_id + _STEP) % (1 << 64) or _STEP
+        inode = self._nodes[node_id] = Inode(node_id, number, device, ino, parent, name)
+        if node_id != number:
+            self._displaced[device.dev, ino] = inode
+        return inode
 
-        The new generation makes the kernel drop all it knows of the old file.
+    def _replace(self, inode: Inode) -> Inode:
+        """A new Inode, for the file that has got the number of ``inode``, whose file was deleted.
+
+        With a node id of its own, as long as the kernel knows the old one: that answers ESTALE,
+        upon which the kernel looks the name up again. (Under the same node id with another
+        generation, what is under way on the old inode would fail with EIO: fuse_make_bad.)
         """
-        inode.generation += 1
-        inode.handle = None
-        inode.version = None
-        inode.gone = False
+        inode.replaced = inode.gone = True
         self._drop(inode)
+        self._undisplace(inode)
+        return self._add(inode.number, inode.device, inode.ino, inode.parent, inode.name)
+
+    def _remove(self, inode: Inode) -> None:
+        """Forget an inode that the kernel has forgotten."""
+        del self._nodes[inode.node_id]
+        self._undisplace(inode)
+        self._drop(inode)
+
+    def _undisplace(self, inode: Inode) -> None:
+        key = inode.device.dev, inode.ino
+        if self._displaced.get(key) is inode:
+            del self._displaced[key]
 
     def _add_device(self, status: Status, parent: Inode, name: bytes, fd: int) -> Device:
         own = -1
@@ -308,15 +344,16 @@ class InodeTable:
             device.close()
         return kept
 
-    def _merge(self, inode: Inode, fd: int) -> None:
-        """``inode`` was seen again through ``fd``: is it the same file?"""
+    def _merge(self, inode: Inode, fd: int) -> Inode:
+        """The Inode of the file behind ``fd``, which has the number of ``inode``: is it that?"""
         if inode.fd >= 0 or inode.opens:
             # Pinned all the time, so the number cannot have been given to another file.
             os.close(fd)
-            return
+            return inode
         if inode.handle is not None and inode.handle != _handle_of(fd)[0]:
-            self._renew(inode)
+            inode = self._replace(inode)
         self._keep(inode, fd)
+        return inode
 
     def _open_again(self, inode: Inode) -> int:
         """Open what has no descriptor: by handle, else from the next directory above that has

@@ -190,7 +190,8 @@ class Tree:
             found = open_path(directory, name)
             if found is not None:
                 fd, status = found
-                self._inodes.remember(status, parent, name, fd, lookups=0)
+                # It may be another one by now, which the kernel does not know.
+                self._inodes.discard(self._inodes.remember(status, parent, name, fd, lookups=0))
 
     def rmdir(self, parent: Inode, name: bytes) -> None:
         os.rmdir(name, dir_fd=self._inodes.reach(parent))

@@ -33,13 +33,13 @@ class Status:
     def st_mtime_ns(self) -> int: ...
     @property
     def st_ctime_ns(self) -> int: ...
-    def attr_out(self, node_id: int, timeout_ns: int, /) -> bytes:
-        """struct fuse_attr_out."""
+    def attr_out(self, number: int, timeout_ns: int, /) -> bytes:
+        """struct fuse_attr_out, with ``number`` as inode number."""
 
     def entry_out(
-        self, node_id: int, generation: int, entry_timeout_ns: int, attr_timeout_ns: int, /
+        self, node_id: int, number: int, entry_timeout_ns: int, attr_timeout_ns: int, /
     ) -> bytes:
-        """struct fuse_entry_out."""
+        """struct fuse_entry_out, with ``number`` as inode number and generation 0."""
 
 def fstat(fd: int, /) -> Status:
     """fstat(2)."""
@@ -51,5 +51,5 @@ def open_path(dir_fd: int, name: bytes, /) -> tuple[int, Status] | None:
     """Open ``name`` in a directory with O_PATH, a symlink as itself, and look at it; None if it
     is absent."""
 
-def statx_out(fd: int, flags: int, mask: int, node_id: int, timeout_ns: int, /) -> bytes:
+def statx_out(fd: int, flags: int, mask: int, number: int, timeout_ns: int, /) -> bytes:
     """struct fuse_statx_out of what ``fd`` refers to, from statx(2)."""

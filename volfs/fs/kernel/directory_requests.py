@@ -122,8 +122,8 @@ class DirectoryRequests:
             return len(read_entries(fd, 0, most))
 
         if not plus or not listings.with_attributes(inode, first=offset == 0, count=count):
-            parent = (inode.parent or inode).node_id
-            return list_bare(fd, offset, room, plus, inode.device.base, inode.node_id, parent)
+            parent = (inode.parent or inode).number
+            return list_bare(fd, offset, room, plus, inode.device.base, inode.number, parent)
         reply: list[bytes] = []
         told = True
         while room > _RECORD:
@@ -161,7 +161,7 @@ class DirectoryRequests:
         ``told``: the kernel shall not keep the attributes, so that we are told if they matter.
         """
         if name in (b".", b".."):
-            number = inode.node_id if name == b"." else (inode.parent or inode).node_id
+            number = inode.number if name == b"." else (inode.parent or inode).number
             return direntplus(_BARE, number, after, _DIRECTORY, name), None
         try:
             status = fstatat(fd, name)
@@ -170,7 +170,7 @@ class DirectoryRequests:
             # Deleted since it was read, or not to be looked at: a look-up tells.
             return direntplus(_BARE, inode.device.node_id(ino), after, kind, name), None
         entry = self._nodes.entry((child, status), keep=not told)
-        return direntplus(entry, child.node_id, after, status.st_mode >> 12, name), child
+        return direntplus(entry, child.number, after, status.st_mode >> 12, name), child
 
     def _list_root(self, handle: RootHandle, start: int, room: int, *, plus: bool) -> bytes:
         reply: list[bytes] = []
@@ -182,7 +182,7 @@ class DirectoryRequests:
             inode, status = found
             entry = self._nodes.entry(found) if plus else _BARE
             kind = status.st_mode >> 12
-            record = self._record(entry, inode.node_id, offset, kind, name, plus=plus)
+            record = self._record(entry, inode.number, offset, kind, name, plus=plus)
             room -= len(record)
             if room < 0 or not plus:
                 self._requests.inodes.forget(inode.node_id, 1)

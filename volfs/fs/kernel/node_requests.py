@@ -72,7 +72,7 @@ class NodeRequests:
         assert isinstance(status, WireStatus)
         return status.entry_out(
             inode.node_id,
-            inode.generation,
+            inode.number,
             self._root_timeout if inode.parent is self._root else self._timeout,
             self.attribute_timeout(status.st_mode) if keep else 0,
         )
@@ -81,10 +81,10 @@ class NodeRequests:
         """How long the kernel may keep attributes, in nanoseconds: see CachePolicy."""
         return 0 if mode & _SUID_OR_SGID and stat.S_ISREG(mode) else self._timeout
 
-    def _attributes(self, node_id: int, status: Status) -> bytes:
+    def _attributes(self, number: int, status: Status) -> bytes:
         if isinstance(status, WireStatus):
-            return status.attr_out(node_id, self.attribute_timeout(status.st_mode))
-        return protocol.attr_out(status, node_id, self._root_timeout)
+            return status.attr_out(number, self.attribute_timeout(status.st_mode))
+        return protocol.attr_out(status, number, self._root_timeout)
 
     @staticmethod
     def _no_entry(timeout: int) -> bytes:
@@ -175,11 +175,12 @@ class NodeRequests:
         return self._described(node_id, self._requests.getattr(node_id))
 
     def _described(self, node_id: int, status: Status | Later[Status]) -> Answer:
+        number = self._requests.inodes.number(node_id)
         if isinstance(status, WireStatus):
-            return status.attr_out(node_id, self.attribute_timeout(status.st_mode))
+            return status.attr_out(number, self.attribute_timeout(status.st_mode))
         if isinstance(status, Later):
-            return status.then(lambda late: self._attributes(node_id, late))
-        return self._attributes(node_id, status)
+            return status.then(lambda late: self._attributes(number, late))
+        return self._attributes(number, status)
 
     def _setattr(self, node_id: int, body: bytes, who: Who) -> Answer:
         valid, fh, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = (
@@ -207,7 +208,8 @@ class NodeRequests:
 
         def answer() -> bytes:
             timeout = self._timeout
-            return statx_out(self._requests.inodes.reach(inode), flags, mask, node_id, timeout)
+            fd = self._requests.inodes.reach(inode)
+            return statx_out(fd, flags, mask, inode.number, timeout)
 
         return self._requests.elsewhere(answer, inode) if inode.device.slow else answer()
 
