@@ -40,7 +40,9 @@ def test_an_engine_reads_back_what_it_wrote(volume: VolumeDir, engine: str) -> N
     """In the tree, and once more from the real data path."""
     require("fio")
     words = ["--name=one", "--size=6M", "--rw=randwrite", *f"--ioengine={ENGINES[engine]}".split()]
-    fio(*words, "--end_fsync=1", f"--directory={volume.path}")
+    if "--fixedbufs=1" not in words:  # fio 3.39 would ask for fsync of a buffer, which is refused
+        words.append("--end_fsync=1")
+    fio(*words, f"--directory={volume.path}")
     fio(*words, f"--directory={volume.data}", "--verify_only=1")
 
 
