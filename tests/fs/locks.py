@@ -65,7 +65,8 @@ class Bench:
         path = self.workspace / name
         path.write_bytes(b"content")
         status = path.stat()
-        return Inode(status.st_ino, self.device, status.st_ino, None, name.encode())
+        number = status.st_ino
+        return Inode(number, number, self.device, number, None, name.encode())
 
     def open(self, inode: Inode, flags: int = os.O_RDWR) -> FileHandle:
         """Open a file, as the tree does upon a request."""
