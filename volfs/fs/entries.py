@@ -33,6 +33,7 @@ class Entries:
         """The reply that describes ``inode``."""
         entry = EntryAttributes()
         entry.st_ino = inode.node_id
+        entry.generation = inode.generation
         if inode is self._inodes.root:
             entry.entry_timeout = entry.attr_timeout = self._root_timeout
         else:

@@ -20,7 +20,8 @@ class Inode:
     """One inode the kernel knows.
 
     ``number``: the inode number that users see, and its node id unless another has that.
-    ``replaced``: its number was given to another file. ``fd``: its O_PATH descriptor, or -1.
+    ``generation``: how many files had its node id before. ``replaced``: its number was given to
+    another file. ``fd``: its O_PATH descriptor, or -1.
     ``handle``: its file handle, once it was needed; ``reopens``: whether the handle leads back to
     it on the mount it was seen on. ``parent``, ``name``: where it was seen last. ``opens``: open
     handles, which pin it. ``pins``: worker threads that use its descriptor. ``gone``: its volume
@@ -36,6 +37,7 @@ class Inode:
         "bare",
         "device",
         "fd",
+        "generation",
         "gone",
         "handle",
         "ino",
@@ -66,6 +68,7 @@ class Inode:
     ) -> None:
         self.node_id = node_id
         self.number = number
+        self.generation = 0
         self.device = device
         self.ino = ino
         self.lookups = 0

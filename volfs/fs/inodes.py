@@ -51,6 +51,9 @@ class InodeTable:
         self._displaced: dict[tuple[int, int], Inode] = {}
         self._devices: dict[int, Device] = {}
         self.root: Inode | None = None
+        self.renumbers = False
+        """Whether a file may have a node id that is not the number users see; not with pyfuse3,
+        where both are one. See _replace."""
 
     # -- the root and its device
 
@@ -307,12 +310,19 @@ class InodeTable:
         return inode
 
     def _replace(self, inode: Inode) -> Inode:
-        """A new Inode, for the file that has got the number of ``inode``, whose file was deleted.
+        """The Inode for the file that has got the number of ``inode``, whose file was deleted.
 
-        With a node id of its own, as long as the kernel knows the old one: that answers ESTALE,
-        upon which the kernel looks the name up again. (Under the same node id with another
-        generation, what is under way on the old inode would fail with EIO: fuse_make_bad.)
+        A new one, with a node id of its own as long as the kernel knows the old one: that answers
+        ESTALE, upon which the kernel looks the name up again. Where there can be no such node id
+        it is another generation, which the kernel takes for another file as well; but then what
+        is under way on the old one fails with EIO (fuse_make_bad in fs/fuse/fuse_i.h).
         """
+        if not self.renumbers:
+            inode.generation += 1
+            inode.handle = None
+            inode.version = None
+            self._drop(inode)
+            return inode
         inode.replaced = inode.gone = True
         self._drop(inode)
         self._undisplace(inode)

@@ -163,7 +163,7 @@ async def serve(
             _mount(operations, scope, target, options)
             try:
                 async with trio.open_nursery() as nursery:
-                    tapped = kernel.mounted(nursery)
+                    tapped = inodes.renumbers = kernel.mounted(nursery)
                     drain = None if tapped else _drain(threads)
                     nursery.start_soon(_unmount_upon, signals, target, drain, companion)
                     nursery.start_soon(_housekeep, store, requests, options, stopping)
