@@ -5,13 +5,15 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import open_descriptors
+from tests.conftest import open_descriptors, open_workspace
 from tests.model.referring import OpenStore
 from tests.model.scopes import OpenDriver, age, hidden_entries
+from tests.mount.filesystems import btrfs, xfs
 from volfs.local import LocalDriver
 from volfs.reference_table import Origin
 from volfs.references import Look, References
@@ -82,3 +84,26 @@ def open_store(scope: Path) -> Iterator[OpenStore]:
     for store in opened:
         store.close()
     assert open_descriptors() == before
+
+
+@pytest.fixture(scope="module")
+def filesystems() -> Iterator[Callable[[str], Path]]:
+    """A directory of a filesystem of that kind: made once."""
+    with ExitStack() as stack:
+        workspace = stack.enter_context(open_workspace())
+        found: dict[str, Path] = {"disk": workspace}
+
+        def get(kind: str) -> Path:
+            if kind not in found:
+                make = {"xfs": xfs, "btrfs": btrfs}[kind]
+                found[kind] = stack.enter_context(make(workspace / kind))
+            return found[kind]
+
+        yield get
+
+
+@pytest.fixture
+def source(workspace: Path) -> Path:
+    path = workspace / "source"
+    path.mkdir()
+    return path
