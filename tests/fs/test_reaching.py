@@ -8,6 +8,7 @@ import stat
 import subprocess
 import threading
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -243,6 +244,12 @@ def recur(make: Callable[[int], Path], wanted: int) -> Path:
     pytest.fail("the inode number did not come up again")
 
 
+def make_new(data: Path, number: int) -> Path:
+    path = data / f"new{number}"
+    path.write_text("new")
+    return path
+
+
 async def deleted(fs: Filesystem, top: InodeT, data: Path) -> int:
     """A file that the kernel knows, has read, and that was deleted behind the mount."""
     old = (await fs.create(top, b"old", b"secret")).st_ino
@@ -275,13 +282,7 @@ async def test_number_recycled_under_the_same_name_is_not_the_old_file(
     if not handles:
         fs.without_handles()
     old = await deleted(fs, top, data)
-
-    def make(number: int) -> Path:
-        path = data / f"new{number}"
-        path.write_text("new")
-        return path
-
-    recur(make, old).rename(data / "old")
+    recur(partial(make_new, data), old).rename(data / "old")
     for attempt in (fs.getattr, fs.content):
         with pytest.raises(FUSEError, check=stale):
             await attempt(old)
@@ -301,13 +302,7 @@ async def test_a_file_with_a_recycled_number_is_removed(fs: Filesystem) -> None:
     fs.inodes.renumbers = True
     top, data = fs.volume()
     old = await deleted(fs, top, data)
-
-    def make(number: int) -> Path:
-        path = data / f"new{number}"
-        path.write_text("new")
-        return path
-
-    new = recur(make, old)
+    new = recur(partial(make_new, data), old)
     before = fs.root.statistics()["inodes"]
     await fs.operations.unlink(top, FileNameT(os.fsencode(new.name)), context())
     assert not new.exists()
@@ -322,13 +317,7 @@ async def test_number_recycled_by_listing_is_not_the_old_file(fs: Filesystem) ->
     fs.inodes.renumbers = True
     top, data = fs.volume()
     old = await deleted(fs, top, data)
-
-    def make(number: int) -> Path:
-        path = data / f"new{number}"
-        path.write_text("new")
-        return path
-
-    recur(make, old)
+    recur(partial(make_new, data), old)
     await fs.listing(top)
     with pytest.raises(FUSEError, check=stale):
         await fs.content(old)
