@@ -12,7 +12,7 @@ from typing import Generic, NoReturn, TypeVar
 
 import pytest
 
-from volfs import syscalls
+from volfs.linux import syscalls
 
 T = TypeVar("T")
 

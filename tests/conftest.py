@@ -26,7 +26,7 @@ import pytest
 from tests import levels
 from tests.children import CLONE_NEWNS, MS_REC_PRIVATE, USER, run_as
 from tests.unprivileged import MS_BIND, shared
-from volfs import syscalls
+from volfs.linux import syscalls
 
 MS_REMOUNT = 32
 DEADLINE = 20.0

@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 import volfs
-from volfs import syscalls
+from volfs.linux import syscalls
 
 MS_BIND = 1 << 12
 MS_REC = 1 << 14

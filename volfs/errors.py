@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
-    from volfs.usage import Holder
+    from volfs.holder import Holder
 
 
 class VolfsError(Exception):

@@ -15,7 +15,7 @@ import pytest
 from tests.cli.running import HELPER, ROOT, Result, elsewhere, process, program, running
 from tests.conftest import wait_for
 from volfs.cli.options import OPTIONS
-from volfs.mountinfo import Mount, MountTable
+from volfs.linux.mountinfo import Mount, MountTable
 
 
 def helper(*words: str | Path) -> Result:

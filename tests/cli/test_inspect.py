@@ -71,7 +71,7 @@ def test_without_measuring(web: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object) -> None:
         raise AssertionError("it measures")
 
-    monkeypatch.setattr("volfs.space.measure", refuse)
+    monkeypatch.setattr("volfs.cli.measuring.measure", refuse)
     assert "Size" not in fields(volfs("inspect", "--no-size", "web").out)
     (found,) = volfs("inspect", "--no-size", "--json", "web").json
     assert "size" not in found

@@ -106,7 +106,7 @@ class TestWhatIsShown:
     def test_a_volume_that_cannot_be_read_keeps_no_other_from_being_listed(
         self, web: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from volfs.local import LocalDriver
+        from volfs.local.driver import LocalDriver
 
         volfs("create", "good")
         read = LocalDriver.read_record
@@ -154,7 +154,7 @@ class TestUsers:
 
     def test_containers_and_references(self) -> None:
         from volfs.cli.output import users
-        from volfs.usage import Holder
+        from volfs.holder import Holder
 
         one, two = "1" * 64, "2" * 64
         references = [Holder("reference", "a"), Holder("reference", "b")]
@@ -330,7 +330,7 @@ def test_a_read_only_scope_can_be_looked_at(read_only: Path) -> None:
 def test_a_volume_that_goes_meanwhile_is_left_out(
     web: Path, scope: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from volfs.store import VolumeStore
+    from volfs.store.store import VolumeStore
 
     volfs("create", "going")
     look = VolumeStore.list

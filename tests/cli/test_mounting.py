@@ -22,8 +22,8 @@ from tests.children import NOBODY
 from tests.cli.running import PROGRAM, ROOT, Result, program, running
 from tests.conftest import Mounted, is_mounted, wait_for
 from tests.unprivileged import shared
-from volfs import syscalls
-from volfs.usage import tree_mounts
+from volfs.linux import syscalls
+from volfs.store.usage import tree_mounts
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="these mount as root")
 

@@ -7,6 +7,7 @@ import os
 import click
 import pytest
 
+from volfs.cli.durations import parse_duration
 from volfs.cli.options import (
     OPTIONS,
     MountRequest,
@@ -16,9 +17,8 @@ from volfs.cli.options import (
     parse_options,
     request_of,
 )
-from volfs.durations import parse_duration
-from volfs.fs.cache import CachePolicy
-from volfs.fs.options import MountOptions
+from volfs.fs.files.cache import CachePolicy
+from volfs.fs.mount.options import MountOptions
 
 
 def requested(*words: str) -> MountRequest:

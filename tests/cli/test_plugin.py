@@ -24,7 +24,7 @@ from tests.children import USER
 from tests.cli.running import PROGRAM, ROOT, Result, program, running, volfs
 from tests.cli.test_mounting import SERVING
 from tests.conftest import MountFactory, is_mounted, wait_for
-from volfs import syscalls
+from volfs.linux import syscalls
 
 pytestmark = [
     pytest.mark.any_level,

@@ -14,8 +14,9 @@ import pytest
 
 from tests.cli.running import elsewhere, process, shell, volfs
 from tests.conftest import Mounted, MountFactory
-from volfs.local import LocalDriver
-from volfs.usage import Holder, Scan, mount_holders, mount_users, open_holders, tree_mounts
+from volfs.holder import Holder
+from volfs.local.driver import LocalDriver
+from volfs.store.usage import Scan, mount_holders, mount_users, open_holders, tree_mounts
 from volfs.volume import Volume
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="mount namespaces need root")
@@ -194,7 +195,7 @@ def test_a_hung_tree_makes_nobody_wait(tree: Mounted, volumes: dict[str, Volume]
     """The daemon is stopped: whoever asked it anything would wait forever."""
     scope = str(tree.scope)
     script = (
-        "import sys; from volfs.usage import *; from volfs.local import LocalDriver\n"
+        "import sys; from volfs.store.usage import *; from volfs.local import LocalDriver\n"
         "volume = LocalDriver(sys.argv[1]).get('vol')\n"
         "print(len(mount_holders(volume, sys.argv[1])), len(open_holders(volume, sys.argv[1])),"
         " len(tree_mounts(sys.argv[1])), len(mount_users(sys.argv[2])))"

@@ -19,7 +19,7 @@ from tests.clients.containers import Engine
 from tests.clients.programs import end, run
 from tests.conftest import Mounted, mounting, open_workspace, volfs, wait_for
 from tests.unprivileged import MS_BIND
-from volfs import syscalls
+from volfs.linux import syscalls
 
 DRIVER = "volfs"
 RUN_DOCKER = Path("/run/docker")

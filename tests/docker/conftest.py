@@ -16,9 +16,9 @@ from starlette.types import ASGIApp
 from volfs.docker.application import make_application
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
-from volfs.local import LocalDriver
-from volfs.references import References
-from volfs.store import VolumeStore
+from volfs.local.driver import LocalDriver
+from volfs.store.references import References
+from volfs.store.store import VolumeStore
 
 T = TypeVar("T")
 

@@ -23,8 +23,8 @@ from volfs.docker import plugin as plugin_module
 from volfs.docker.application import BODY_MAX, make_application
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
-from volfs.store import VolumeStore
-from volfs.usage import Holder
+from volfs.holder import Holder
+from volfs.store.store import VolumeStore
 from volfs.volume import Volume
 
 pytestmark = [

@@ -26,7 +26,7 @@ from tests.conftest import (
     wait_for,
 )
 from tests.docker.conftest import Answer, answer_of, open_store
-from volfs import syscalls
+from volfs.linux import syscalls
 
 pytestmark = [
     pytest.mark.any_level,

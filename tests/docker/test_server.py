@@ -20,8 +20,8 @@ from volfs.docker import server as server_module
 from volfs.docker.places import Places
 from volfs.docker.server import serve
 from volfs.errors import PluginError
-from volfs.fs.companion import Service
-from volfs.store import VolumeStore
+from volfs.fs.mount.companion import Service
+from volfs.store.store import VolumeStore
 
 pytestmark = [
     pytest.mark.any_level,

@@ -23,20 +23,20 @@ from pyfuse3 import (
     SetattrFields,
 )
 
-from volfs.fs.cache import CachePolicy
-from volfs.fs.caller import Caller
-from volfs.fs.entries import Entries
-from volfs.fs.handles import HandleTable
-from volfs.fs.inode import Inode
-from volfs.fs.inodes import InodeTable
-from volfs.fs.operations import VolumeFS
-from volfs.fs.options import MountOptions
-from volfs.fs.requests import Requests
-from volfs.fs.root import Root
-from volfs.fs.threads import WorkerThreads
-from volfs.fs.tree import Tree
-from volfs.local import LocalDriver
-from volfs.store import VolumeStore
+from volfs.fs.files.cache import CachePolicy
+from volfs.fs.files.tree import Tree
+from volfs.fs.inodes.handles import HandleTable
+from volfs.fs.inodes.inode import Inode
+from volfs.fs.inodes.table import InodeTable
+from volfs.fs.mount.options import MountOptions
+from volfs.fs.plain.entries import Entries
+from volfs.fs.plain.operations import VolumeFS
+from volfs.fs.requests.requests import Requests
+from volfs.fs.requests.threads import WorkerThreads
+from volfs.fs.root.directory import Root
+from volfs.linux.identity import Caller
+from volfs.local.driver import LocalDriver
+from volfs.store.store import VolumeStore
 
 pytest.register_assert_rewrite("tests.fs.locks")
 

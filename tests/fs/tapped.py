@@ -21,8 +21,8 @@ from contextlib import contextmanager
 import pyfuse3
 import trio
 
-from volfs import syscalls
-from volfs.fs.kernel import _tap
+from volfs.fs.wire import _tap
+from volfs.linux import syscalls
 
 HANDLED, TAPPED = 7, 11
 FILE, OTHER_FILE, DIRECTORY = 2, 3, 4  # node ids; any other name than f and directory is OTHER_FILE

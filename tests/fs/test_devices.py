@@ -12,8 +12,8 @@ import pytest
 from pyfuse3 import FUSEError
 
 from tests.fs.conftest import Filesystem, FilesystemFactory
-from volfs import syscalls
-from volfs.fs.inode import ROOT_ID
+from volfs.fs.inodes.inode import ROOT_ID
+from volfs.linux import syscalls
 
 FOREIGN = 1 << 63
 MS_BIND = 4096

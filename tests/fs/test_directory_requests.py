@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from tests.fs.conftest import Filesystem
-from volfs.fs.cache import CachePolicy
-from volfs.fs.kernel import directory_requests
-from volfs.fs.kernel._directory import read_entries
-from volfs.fs.kernel.node_requests import NodeRequests
-from volfs.fs.kernel.protocol import READ_IN, U64, Opcode, Who
+from volfs.fs.files.cache import CachePolicy
+from volfs.fs.native._directory import read_entries
+from volfs.fs.wire import directories as directory_requests
+from volfs.fs.wire.names import NodeRequests
+from volfs.fs.wire.protocol import READ_IN, U64, Opcode, Who
 
 ROOM = 1 << 16
 

@@ -13,9 +13,9 @@ from pyfuse3 import FileHandleT, FUSEError, InodeT
 
 from tests.conftest import open_descriptors
 from tests.fs.conftest import Filesystem, FilesystemFactory, context
-from volfs.fs.cache import CachePolicy
-from volfs.fs.caller import Caller, in_group
-from volfs.fs.handles import FileHandle, HandleTable, RootHandle
+from volfs.fs.files.cache import CachePolicy
+from volfs.fs.inodes.handles import FileHandle, HandleTable, RootHandle
+from volfs.linux.identity import Caller, in_group
 
 
 def file_handle(fs: Filesystem, path: Path) -> FileHandle:

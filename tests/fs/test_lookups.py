@@ -10,7 +10,7 @@ import pytest
 from pyfuse3 import FileNameT, FlagT, FUSEError, InodeT, ModeT
 
 from tests.fs.conftest import ROOT, Filesystem, context
-from volfs import syscalls
+from volfs.linux import syscalls
 
 
 async def known(fs: Filesystem, node_id: int) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from volfs.fs.kernel.negotiation import Agreement, Flag, negotiate
+from volfs.fs.wire.negotiation import Agreement, Flag, negotiate
 
 EXT4 = 0xEF53
 OVERLAYFS = 0x794C7630

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from volfs import syscalls
-from volfs.fs import filesystem, flags, ranges, unnamed
-from volfs.fs.caller import Caller
+from volfs.fs.files import filesystem, flags, ranges, unnamed
+from volfs.linux import syscalls
+from volfs.linux.identity import Caller
 
 MIB = 1 << 20
 SOURCE = os.urandom(MIB) * 40

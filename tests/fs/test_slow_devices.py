@@ -21,9 +21,11 @@ from pyfuse3 import (
 )
 
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory, context, fields
-from volfs import syscalls
-from volfs.fs import calls, entries, inodes, tree
-from volfs.fs.threads import WAITING
+from volfs.fs.files import tree
+from volfs.fs.inodes import table as inodes
+from volfs.fs.plain import entries
+from volfs.fs.requests.threads import WAITING
+from volfs.linux import calls, syscalls
 
 DEADLINE = 20.0
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from volfs.fs.kernel import _directory, _status
+from volfs.fs.native import _directory, _status
 
 pytestmark = pytest.mark.any_level
 

@@ -35,8 +35,8 @@ from tests.fs.tapped import (
     UNLINK,
     WRITE,
 )
-from volfs import syscalls
-from volfs.fs.kernel import _tap
+from volfs.fs.wire import _tap
+from volfs.linux import syscalls
 
 pytestmark = needs_root
 
@@ -146,7 +146,7 @@ def errno_of(call: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize("way", ["libfuse", "descriptor"])
-@pytest.mark.parametrize("first", ["pyfuse3", "volfs.fs.kernel._tap"])
+@pytest.mark.parametrize("first", ["pyfuse3", "volfs.fs.wire._tap"])
 def test_whatever_is_imported_first_and_however_it_is_mounted(
     start: Start, first: str, way: str
 ) -> None:

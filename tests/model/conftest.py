@@ -14,10 +14,10 @@ from tests.conftest import open_descriptors, open_workspace
 from tests.model.referring import OpenStore
 from tests.model.scopes import OpenDriver, age, hidden_entries
 from tests.mount.filesystems import btrfs, xfs
-from volfs.local import LocalDriver
-from volfs.reference_table import Origin
-from volfs.references import Look, References
-from volfs.store import VolumeStore
+from volfs.local.driver import LocalDriver
+from volfs.store.references import Look, References
+from volfs.store.store import VolumeStore
+from volfs.store.table import Origin
 
 MEMORY = Path("/dev/shm")
 

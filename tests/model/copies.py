@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.children import needs_root
-from volfs.copying import CopyReport, copy_tree
-from volfs.trash import never
+from volfs.copies.tree import CopyReport, copy_tree
+from volfs.linux.deletion import never
 
 KINDS = [
     "disk",

@@ -11,11 +11,11 @@ from typing import Protocol
 import pytest
 
 from volfs.errors import VolumeInUseError
-from volfs.local import LocalDriver
-from volfs.reference_table import Origin
-from volfs.references import Look, References
-from volfs.store import VolumeStore
-from volfs.usage import Holder
+from volfs.holder import Holder
+from volfs.local.driver import LocalDriver
+from volfs.store.references import Look, References
+from volfs.store.store import VolumeStore
+from volfs.store.table import Origin
 from volfs.volume import Volume
 
 DEADLINE = 20.0

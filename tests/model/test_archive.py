@@ -18,7 +18,7 @@ from tests.conftest import open_descriptors
 from tests.model.trees import make_tree, seen
 from tests.mount.acls import ACCESS
 from tests.mount.filesystems import bound, btrfs, program, xfs
-from volfs.archive import Packed, pack, unpack
+from volfs.copies.archive import Packed, pack, unpack
 from volfs.errors import ArchiveError
 
 pytestmark = pytest.mark.any_level

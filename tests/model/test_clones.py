@@ -19,8 +19,8 @@ from volfs.errors import (
     VolumeExistsError,
     VolumeNotFoundError,
 )
-from volfs.local import LocalDriver
-from volfs.trash import never
+from volfs.linux.deletion import never
+from volfs.local.driver import LocalDriver
 
 pytestmark = pytest.mark.any_level
 
@@ -160,7 +160,7 @@ class TestVolumes:
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
         monkeypatch.setattr(fcntl, "flock", refuse)
-        monkeypatch.setattr("volfs.staging._TOUCH", 0.0)
+        monkeypatch.setattr("volfs.local.staging._TOUCH", 0.0)
         make_tree(Path(driver.create("source").path))
         aged: list[int] = []
 

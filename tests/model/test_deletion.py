@@ -16,8 +16,7 @@ import pytest
 
 from tests.children import NOBODY, all_at_once, in_namespace, needs_root, run_as
 from tests.model.test_scope import mount_tmpfs
-from volfs.deletion import delete_tree
-from volfs.trash import never
+from volfs.linux.deletion import delete_tree, never
 
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602

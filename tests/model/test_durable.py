@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.model.scopes import SOMEBODY, OpenDriver, write
-from volfs import naming, syscalls
-from volfs.local import LocalDriver
+from volfs.linux import syscalls
+from volfs.local import names as naming
+from volfs.local.driver import LocalDriver
 
 Place = tuple[int, int]
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from volfs.filters import FILTERS, parse_filters
+from volfs.cli.filters import FILTERS, parse_filters
 from volfs.volume import Volume
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -19,11 +19,11 @@ import pytest
 
 from tests.children import Child
 from tests.model.scopes import SOMEBODY, age, contents, hidden_entries, removed_contents, write
-from volfs import naming
+from volfs.copies.marks import wait_a_tick
 from volfs.errors import VolumeExistsError, VolumeNotFoundError
-from volfs.local import LocalDriver
-from volfs.trash import never
-from volfs.watching import wait_a_tick
+from volfs.linux.deletion import never
+from volfs.local import names as naming
+from volfs.local.driver import LocalDriver
 
 CHANGING = ("mkdir", "rename", "open", "write", "fsync", "fchown", "fchmod", "unlink", "rmdir")
 

@@ -16,8 +16,8 @@ import pytest
 from tests.children import Child
 from tests.model.copies import KINDS, copy, descriptors
 from tests.model.trees import make_chain, make_tree, seen
-from volfs import syscalls
-from volfs.watching import Watch
+from volfs.copies.marks import Watch
+from volfs.linux import syscalls
 
 pytestmark = pytest.mark.any_level
 

@@ -17,8 +17,8 @@ from volfs.errors import (
     VolumeExistsError,
     VolumeNotFoundError,
 )
-from volfs.local import LocalDriver
-from volfs.trash import never
+from volfs.linux.deletion import never
+from volfs.local.driver import LocalDriver
 
 NAMES = ("a", "b", "c")
 

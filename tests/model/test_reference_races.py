@@ -25,10 +25,10 @@ from tests.model.referring import (
     refused,
 )
 from volfs.errors import VolumeInUseError, VolumeNotFoundError
-from volfs.local import LocalDriver
-from volfs.references import References
-from volfs.store import VolumeStore
-from volfs.usage import Holder
+from volfs.holder import Holder
+from volfs.local.driver import LocalDriver
+from volfs.store.references import References
+from volfs.store.store import VolumeStore
 from volfs.volume import Volume
 
 pytestmark = pytest.mark.any_level

@@ -27,14 +27,14 @@ from tests.model.referring import (
     open_at,
     refused,
 )
-from volfs import syscalls
 from volfs.errors import VolumeInUseError, VolumeNotFoundError
-from volfs.local import LocalDriver
-from volfs.reference_table import ID_MAX
-from volfs.references import References
-from volfs.store import VolumeStore
-from volfs.trash import never
-from volfs.usage import Holder
+from volfs.holder import Holder
+from volfs.linux import syscalls
+from volfs.linux.deletion import never
+from volfs.local.driver import LocalDriver
+from volfs.store.references import References
+from volfs.store.store import VolumeStore
+from volfs.store.table import ID_MAX
 
 pytestmark = pytest.mark.any_level
 

@@ -13,9 +13,9 @@ import pytest
 
 from tests.children import NOBODY, in_namespace, needs_root, run_as
 from tests.model.scopes import contents, write
-from volfs import syscalls
 from volfs.errors import ScopeError, VolumeNotFoundError
-from volfs.local import LocalDriver
+from volfs.linux import syscalls
+from volfs.local.driver import LocalDriver
 
 MS_REMOUNT = 32
 MS_BIND = 4096

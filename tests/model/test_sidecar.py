@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from volfs.errors import InvalidLabelError, UnknownOptionError
-from volfs.sidecar import Record, check_labels, check_options, decode, encode, owner_of
+from volfs.local.sidecar import Record, check_labels, check_options, decode, encode, owner_of
 from volfs.volume import Owner
 
 utf8 = st.text(st.characters(exclude_categories=["Cs"]))

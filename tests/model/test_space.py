@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import open_descriptors
-from volfs.space import Space, measure
+from volfs.cli.measuring import Space, measure
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 

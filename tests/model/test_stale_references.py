@@ -24,12 +24,13 @@ from tests.model.referring import (
     open_at,
     refused,
 )
-from volfs import syscalls
 from volfs.errors import VolumeInUseError
-from volfs.reference_table import Origin
-from volfs.store import VolumeStore
-from volfs.trash import never
-from volfs.usage import Holder, Scan
+from volfs.holder import Holder
+from volfs.linux import syscalls
+from volfs.linux.deletion import never
+from volfs.store.store import VolumeStore
+from volfs.store.table import Origin
+from volfs.store.usage import Scan
 from volfs.volume import Volume
 
 pytestmark = pytest.mark.any_level
@@ -327,7 +328,7 @@ class TestSeesAll:
         "elsewhere", [["--pid", "--fork", "--mount-proc"], ["--user", "--map-root-user"]]
     )
     def test_nobody_does_from_another_namespace(self, elsewhere: list[str]) -> None:
-        code = "from volfs.usage import Scan; print(Scan('/').sees_all())"
+        code = "from volfs.store.usage import Scan; print(Scan('/').sees_all())"
         answer = subprocess.check_output(["unshare", *elsewhere, sys.executable, "-c", code])
         assert answer == b"False\n"
 

@@ -26,11 +26,11 @@ from volfs.errors import (
     VolumeNotEmptyError,
     VolumeNotFoundError,
 )
-from volfs.local import LocalDriver
-from volfs.references import References
-from volfs.store import DriverRegistry, VolumeStore
-from volfs.trash import never
-from volfs.usage import Holder
+from volfs.holder import Holder
+from volfs.linux.deletion import never
+from volfs.local.driver import LocalDriver
+from volfs.store.references import References
+from volfs.store.store import DriverRegistry, VolumeStore
 from volfs.volume import Volume
 
 DEADLINE = 20.0

@@ -22,10 +22,10 @@ from tests.model.scopes import (
     write,
 )
 from tests.model.test_scope import MS_BIND, mount_tmpfs
-from volfs import syscalls
 from volfs.errors import InvalidNameError, VolumeExistsError, VolumeNotFoundError
-from volfs.local import LocalDriver
-from volfs.trash import never
+from volfs.linux import syscalls
+from volfs.linux.deletion import never
+from volfs.local.driver import LocalDriver
 
 
 def remove(driver: LocalDriver, name: str, text: str = "", by: str = "") -> str:

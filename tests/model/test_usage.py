@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from volfs.mountinfo import MountTable, Place, parse
-from volfs.usage import Holder, Scan, mount_holders, open_holders, tree_mounts
+from volfs.holder import Holder
+from volfs.linux.mountinfo import MountTable, Place, parse
+from volfs.store.usage import Scan, mount_holders, open_holders, tree_mounts
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 
@@ -234,7 +235,7 @@ def test_no_tree(scope: str) -> None:
 
 def test_container_is_told_from_its_control_group(tmp_path: Path) -> None:
     """The names the runtimes give, version 1 and version 2 of control groups."""
-    from volfs.usage import container_in_cgroup
+    from volfs.store.usage import container_in_cgroup
 
     id = "0123456789abcdef" * 4
     for path in (

@@ -19,7 +19,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from volfs import syscalls
+from volfs.linux import syscalls
 
 Outcome = tuple[str, Any]
 """("ok", value) or ("error", name of the errno)."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from volfs import syscalls
+from volfs.linux import syscalls
 
 MS_RDONLY = 1
 MS_REMOUNT = 32

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from volfs.syscalls import prctl
+from volfs.linux.syscalls import prctl
 
 DEADLINE = 20.0
 ANYWHERE = 0

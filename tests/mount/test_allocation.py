@@ -19,7 +19,7 @@ from tests.children import run_as
 from tests.conftest import Mounted, mounting, open_workspace, wait_for
 from tests.mount import filesystems
 from tests.mount.comparing import Pair, outcome
-from volfs import syscalls
+from volfs.linux import syscalls
 
 pytestmark = pytest.mark.needs_tap
 

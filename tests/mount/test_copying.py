@@ -28,7 +28,7 @@ from tests.conftest import (
 )
 from tests.mount import filesystems
 from tests.mount.comparing import Pair, outcome
-from volfs import syscalls
+from volfs.linux import syscalls
 
 pytestmark = pytest.mark.needs_tap
 

@@ -29,7 +29,7 @@ from hypothesis.stateful import (
 
 from tests.conftest import Mounted, MountFactory, few_descriptors
 from tests.mount.actor import NOW, OMIT, Actor, Outcome, Sides, snapshot
-from volfs import syscalls
+from volfs.linux import syscalls
 
 # VOLFS_EQUIVALENCE=2000 is for so many examples, other ones each time, and for shrinking what
 # fails.

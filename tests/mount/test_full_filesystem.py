@@ -22,7 +22,7 @@ from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
 from tests.mount.filesystems import ext4
 from tests.mount.test_reading_and_writing import content
-from volfs import syscalls
+from volfs.linux import syscalls
 
 MIB = 1 << 20
 BLOCK = 4096

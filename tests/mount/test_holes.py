@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.mount.comparing import Pair, outcome
-from volfs import syscalls
+from volfs.linux import syscalls
 
 pytestmark = pytest.mark.needs_tap
 

@@ -16,7 +16,7 @@ import pytest
 from tests.children import OTHER, USER, run_as
 from tests.conftest import Mounted
 from tests.mount.comparing import Pair, outcome
-from volfs.fs import flags
+from volfs.fs.files import flags
 
 pytestmark = pytest.mark.needs_tap
 

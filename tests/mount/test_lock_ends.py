@@ -13,7 +13,7 @@ from tests.children import Child
 from tests.conftest import wait_for
 from tests.mount.locker import Locker
 from tests.mount.locking import EXCLUSIVE, NONE, READ, SHARED, WRITE, Sides, everywhere
-from volfs import syscalls
+from volfs.linux import syscalls
 
 pytestmark = pytest.mark.needs_tap
 

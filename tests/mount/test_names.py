@@ -11,7 +11,7 @@ import pytest
 from tests.children import USER, run_as
 from tests.conftest import MountFactory, few_descriptors
 from tests.mount.comparing import Pair, outcome
-from volfs import syscalls
+from volfs.linux import syscalls
 
 NAMES = {
     "one letter": b"a",

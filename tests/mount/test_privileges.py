@@ -25,7 +25,7 @@ from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
 from tests.mount.test_ownership import CAPABILITY, MEMBERS
 from tests.mount.test_reading_and_writing import content
-from volfs import syscalls
+from volfs.linux import syscalls
 
 SUID = ("nosuid", "suid")
 

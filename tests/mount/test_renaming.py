@@ -14,7 +14,7 @@ import pytest
 
 from tests.children import OTHER, USER, run_as
 from tests.mount.comparing import Pair, outcome
-from volfs import syscalls
+from volfs.linux import syscalls
 
 NOREPLACE = syscalls.RENAME_NOREPLACE
 

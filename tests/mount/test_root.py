@@ -15,7 +15,7 @@ import pytest
 
 from tests.children import NOBODY, run_as
 from tests.conftest import Mounted, MountFactory, volfs, wait_for
-from volfs import syscalls
+from volfs.linux import syscalls
 
 
 @contextmanager

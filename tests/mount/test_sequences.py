@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Mounted
 from tests.mount.actor import OMIT, Outcome, Sides
-from volfs import syscalls
+from volfs.linux import syscalls
 
 USER = 1000
 OTHER = 1001

@@ -15,10 +15,10 @@ import pytest
 
 from tests.children import NOBODY, run_as
 from tests.conftest import MountFactory, few_descriptors, is_mounted, volfs, wait_for
-from volfs import syscalls
 from volfs.errors import MountError
-from volfs.fs.options import MountOptions
-from volfs.fs.session import check, unmount
+from volfs.fs.mount.options import MountOptions
+from volfs.fs.mount.session import check, unmount
+from volfs.linux import syscalls
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

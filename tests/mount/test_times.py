@@ -15,7 +15,7 @@ import pytest
 from tests.mount.comparing import Pair
 from tests.mount.kinds import KINDS, make
 from tests.mount.test_reading_and_writing import content
-from volfs import syscalls
+from volfs.linux import syscalls
 
 OLD = 1_000_000_000_123_456_789
 """A time long ago, in nanoseconds, that sets every digit."""

@@ -15,8 +15,8 @@ from tests.conftest import Mounted, MountFactory
 from tests.mount.comparing import outcome
 from tests.mount.test_inode_flags import change, get
 from tests.mount.test_unnamed import name_it, unnamed
-from volfs import syscalls
-from volfs.fs import flags
+from volfs.fs.files import flags
+from volfs.linux import syscalls
 
 pytestmark = pytest.mark.needs_tap
 

@@ -19,8 +19,8 @@ from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.volumes import describe, key_values, label_option
 
 if TYPE_CHECKING:
-    from volfs.copying import CopyReport
-    from volfs.local import LocalDriver
+    from volfs.copies.tree import CopyReport
+    from volfs.local.driver import LocalDriver
 
 _CHANGED = 1
 """What export ends with when the archive is not of one point in time, as tar(1) does."""
@@ -99,7 +99,7 @@ def export(scope: str | None, output: str | None, name: str) -> int:
         output = None
     if output is None and (sys.stdout is None or sys.stdout.isatty()):
         raise click.UsageError("an archive is not for a terminal; redirect it, or use --output")
-    from volfs.archive import pack
+    from volfs.copies.archive import pack
 
     with open_scope(scope) as opened, cleaning_up():
         driver = opened.driver
@@ -155,7 +155,7 @@ def import_(
         input_file = None
     if input_file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("an archive does not come from a terminal; use < or --input")
-    from volfs.archive import unpack
+    from volfs.copies.archive import unpack
 
     complaints: tuple[str, ...] = ()
     with _read(input_file) as source, open_scope(scope, make=True) as opened, cleaning_up():
@@ -203,14 +203,14 @@ def _pass_on(complaints: Sequence[str]) -> None:
 
 
 def _space(path: str) -> int:
-    from volfs.space import measure
+    from volfs.cli.measuring import measure
 
     return measure(path).size
 
 
 def _tidy(driver: LocalDriver) -> None:
     """Take away what those before us left who were killed, but not for long."""
-    from volfs.staging import after
+    from volfs.local.staging import after
 
     with suppress(OSError):
         driver.trash.tidy(after(2.0))

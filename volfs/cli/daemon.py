@@ -131,7 +131,7 @@ def log_to_stderr(level: int, *, stamp: bool) -> None:
     handler.setFormatter(logging.Formatter(f"%(asctime)s {form}" if stamp else form))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # Said whatever the level: how the tree is served, and which references were dropped.
-    for name in ("volfs.level", "volfs.references"):
+    for name in ("volfs.level", "volfs.store.references"):
         logging.getLogger(name).setLevel(min(level, logging.INFO))
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from volfs.cli.filters import FILTERS, Filters, parse_filters
 from volfs.cli.output import (
     complain,
     iso,
@@ -25,11 +26,10 @@ from volfs.cli.scope import OpenScope, open_scope, scope_option
 from volfs.cli.space import by_size, measured, space_cell, space_fields
 from volfs.cli.volumes import describe, for_each
 from volfs.errors import VolfsError, VolumeNotFoundError
-from volfs.filters import FILTERS, Filters, parse_filters
 
 if TYPE_CHECKING:
-    from volfs.space import Space
-    from volfs.usage import Holder
+    from volfs.cli.measuring import Space
+    from volfs.holder import Holder
     from volfs.volume import Volume
 
 _SORTS = ("name", "created", "size")
@@ -246,7 +246,7 @@ def inspect(scope: str | None, no_size: bool, as_json: bool, names: tuple[str, .
     or a file open through the tree. What one may see of others' processes is up to the kernel:
     root sees all, a user sees their own.
     """
-    from volfs.usage import tree_mounts
+    from volfs.store.usage import tree_mounts
 
     found = []
     with open_scope(scope) as opened:

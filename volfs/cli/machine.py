@@ -23,13 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from volfs import syscalls
 from volfs.cli.scope import default_scope
 from volfs.cli.services import default_socket
 from volfs.docker.listener import answers
 from volfs.errors import PluginError
-from volfs.mountinfo import MountTable
-from volfs.usage import tree_mounts
+from volfs.linux import syscalls
+from volfs.linux.mountinfo import MountTable
+from volfs.store.usage import tree_mounts
 
 _APT = "sudo apt-get install -y"
 _FUSE_DEVICE = Path("/dev/fuse")
@@ -215,7 +215,7 @@ def _fusermount3(*words: str, socket: int | None = None) -> None:
 def _level() -> Finding:
     """How much of the work the kernel itself can do."""
     try:
-        from volfs.fs.kernel.level import Level, highest_level
+        from volfs.fs.mount.level import Level, highest_level
     except ImportError:
         return Finding("level", "limited", "not known without pyfuse3")
     level, why = highest_level()

@@ -98,7 +98,7 @@ def umount(lazy: bool, mountpoints: tuple[str, ...]) -> int:
     A busy tree is refused (exit code 10), and the message says who is busy in it. The volumes
     stay in the scope.
     """
-    from volfs.fs import session
+    from volfs.fs.mount import session
 
     code = 0
     for mountpoint in mountpoints:
@@ -113,7 +113,7 @@ def umount(lazy: bool, mountpoints: tuple[str, ...]) -> int:
 def _who_is_busy(mountpoint: str, error: MountError) -> str:
     if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EBUSY:
         return ""
-    from volfs.usage import mount_users
+    from volfs.store.usage import mount_users
 
     users = mount_users(os.path.realpath(mountpoint))
     if not users:

@@ -17,9 +17,9 @@ from typing import Any
 
 import click
 
-from volfs.durations import parse_duration
-from volfs.fs.cache import CachePolicy
-from volfs.fs.options import MountOptions
+from volfs.cli.durations import parse_duration
+from volfs.fs.files.cache import CachePolicy
+from volfs.fs.mount.options import MountOptions
 
 DAY = 86400.0
 

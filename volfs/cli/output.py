@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from volfs.usage import Holder
+    from volfs.holder import Holder
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 

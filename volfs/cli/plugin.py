@@ -8,8 +8,8 @@ from pathlib import Path
 
 import click
 
+from volfs.cli.durations import parse_duration
 from volfs.cli.scope import default_scope, scope_option
-from volfs.durations import parse_duration
 
 
 @click.command()

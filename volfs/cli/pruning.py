@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from volfs.cli.filters import FILTERS, Filters
 from volfs.cli.listing import filter_option, find, measure_all, print_volumes
 from volfs.cli.output import can_ask, complain, json_option, print_json
 from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.volumes import for_each, say_removed, user
 from volfs.errors import VolfsError, VolumeNotFoundError
-from volfs.filters import FILTERS, Filters
 
 if TYPE_CHECKING:
     from volfs.volume import Volume

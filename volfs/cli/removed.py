@@ -6,6 +6,7 @@ from dataclasses import asdict
 
 import click
 
+from volfs.cli.durations import parse_duration
 from volfs.cli.output import (
     can_ask,
     iso,
@@ -17,7 +18,6 @@ from volfs.cli.output import (
 )
 from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.volumes import describe
-from volfs.durations import parse_duration
 
 
 @click.command()

@@ -15,9 +15,9 @@ import click
 from volfs.errors import ScopeError
 
 if TYPE_CHECKING:
-    from volfs.local import LocalDriver
-    from volfs.store import VolumeStore
-    from volfs.usage import Scan
+    from volfs.local.driver import LocalDriver
+    from volfs.store.store import VolumeStore
+    from volfs.store.usage import Scan
 
 scope_option = click.option(
     "--scope",
@@ -62,10 +62,10 @@ def open_scope(scope: str | None, *, make: bool = False) -> Iterator[OpenScope]:
     The store's holders are the mounts of every namespace and the files open through a tree,
     as they were when first asked for. Raises ScopeError.
     """
-    from volfs.local import LocalDriver
-    from volfs.references import References
-    from volfs.store import VolumeStore
-    from volfs.usage import Scan
+    from volfs.local.driver import LocalDriver
+    from volfs.store.references import References
+    from volfs.store.store import VolumeStore
+    from volfs.store.usage import Scan
 
     path = scope or default_scope()
     if not make and not Path(path, "volumes").is_dir():

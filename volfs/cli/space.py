@@ -22,7 +22,7 @@ from volfs.cli.progress import Bar
 from volfs.cli.scope import open_scope, scope_option
 
 if TYPE_CHECKING:
-    from volfs.space import Space
+    from volfs.cli.measuring import Space
 
 Item = TypeVar("Item")
 
@@ -95,7 +95,7 @@ def measured(places: Sequence[tuple[str, str]]) -> list[Space | None]:
 
     None stands for what cannot be measured: it is gone, or its disk is not mounted.
     """
-    from volfs.space import measure
+    from volfs.cli.measuring import measure
 
     spaces: list[Space | None] = []
     with Bar("Measuring", len(places)) as bar:

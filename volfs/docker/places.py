@@ -12,8 +12,8 @@ import os
 from collections.abc import Iterable
 
 from volfs.errors import PluginError
-from volfs.mountinfo import MountTable
-from volfs.usage import FSTYPE
+from volfs.linux.mountinfo import MountTable
+from volfs.store.usage import FSTYPE
 from volfs.volume import Volume
 
 OPTION = "path"

@@ -22,8 +22,8 @@ from volfs.errors import (
     VolumeInUseError,
     VolumeNotFoundError,
 )
-from volfs.fs.caller import Caller, KeepingSetgid
-from volfs.store import VolumeStore
+from volfs.linux.identity import Caller, KeepingSetgid
+from volfs.store.store import VolumeStore
 from volfs.volume import Owner, Volume, check_name
 
 T = TypeVar("T")

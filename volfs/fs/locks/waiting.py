@@ -8,7 +8,7 @@ from enum import Enum, auto
 
 import trio
 
-from volfs.fs.inode import Inode
+from volfs.fs.inodes.inode import Inode
 from volfs.fs.locks.held import Request
 
 SOONEST = 0.001

@@ -1,0 +1,91 @@
+"""Passthrough: the kernel reads, writes and maps open files on their backing files itself.
+
+The rules of fs/fuse/iomode.c and passthrough.c, which answers EIO when they are broken: all opens
+of an inode at a time use one backing id, and none of them goes through the page cache of FUSE. So
+an inode that is first opened with an id has all its opens passed through until the last is
+closed, and one that is opened without has none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+
+from volfs.fs.inodes.inode import Inode
+from volfs.fs.inodes.table import InodeTable
+from volfs.linux.identity import UNRESERVED
+
+with contextlib.suppress(ImportError):  # then there is no tap, and no device either
+    from volfs.linux import _calls
+
+log = logging.getLogger(__name__)
+
+_FOR_GOOD = frozenset((errno.EPERM, errno.ELOOP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL))
+"""What BACKING_OPEN answers where it will never do: not allowed, a filesystem stacked too deep,
+one that cannot be read that way, another kernel."""
+
+
+class Passthrough:
+    """Backing ids of open files, on the descriptor of the FUSE device.
+
+    Does nothing until ``device`` is set, once the kernel has agreed.
+    """
+
+    def __init__(self, inodes: InodeTable) -> None:
+        self._inodes = inodes
+        self.device = -1
+        self.count = 0
+
+    def probe(self, directory: int) -> str:
+        """Why no file on the filesystem of ``directory`` can be passed through, as far as can
+        be told by trying; empty if nothing is known against it."""
+        try:
+            fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
+        except OSError:
+            return ""
+        try:
+            _calls.backing_close(self.device, _calls.backing_open(self.device, fd, UNRESERVED))
+        except OSError as error:
+            return error.strerror or str(error)
+        finally:
+            os.close(fd)
+        return ""
+
+    def acquire(self, inode: Inode, fd: int = -1) -> int:
+        """The backing id of a file that is being opened; 0 if the daemon has to serve it.
+
+        ``fd`` is a descriptor of it, if there is one already.
+        """
+        if inode.backing:
+            return inode.backing
+        device = inode.device
+        if self.device < 0 or inode.opens or device.slow or not device.passthrough:
+            # (On a network filesystem the identity above would be the one that its server sees.)
+            return 0
+        if fd < 0:
+            fd = self._inodes.reach(inode)
+        try:
+            # The kernel then reads and writes with the identity that we have now. Root's could
+            # use the blocks that the filesystem reserves for root.
+            inode.backing = _calls.backing_open(self.device, fd, UNRESERVED)
+        except OSError as error:
+            if error.errno in _FOR_GOOD:
+                device.passthrough = False
+            log.info("no passthrough on device %#x: %s", device.dev, error.strerror)
+            return 0
+        self.count += 1
+        return inode.backing
+
+    def release(self, inode: Inode) -> None:
+        """Give the backing id of a file back that nothing has open any more."""
+        if not inode.backing:
+            return
+        number, inode.backing = inode.backing, 0
+        self.count -= 1
+        if self.device >= 0:
+            try:
+                _calls.backing_close(self.device, number)
+            except OSError as error:
+                log.error("backing id %d cannot be given back: %s", number, error.strerror)

@@ -1,0 +1,5 @@
+"""Inodes."""
+
+from volfs.fs.inodes.table import InodeTable
+
+__all__ = ["InodeTable"]

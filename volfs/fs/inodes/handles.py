@@ -1,0 +1,255 @@
+"""Open files and directories, by file handle."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from volfs.fs.inodes.inode import Inode
+
+Data = bytes | bytearray | memoryview
+
+_SYNCHRONOUS = os.O_SYNC | os.O_DSYNC
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class FileHandle:
+    """An open file: ``fd`` is open on the backing file with the opener's access mode.
+
+    ``fd`` is -1 while nothing needed it: the kernel reads the backing file itself.
+    ``number`` is its file handle, once it is in the table; ``pid`` the process that opened it,
+    for naming who uses a volume. ``synchronous``: writes wait for the disk. ``appending``: it
+    was opened with O_APPEND. ``keeps_cache``: the kernel's cached pages are still right.
+    ``writes_maps``: the opener may write to it through mappings.
+    """
+
+    __slots__ = (
+        "appending",
+        "fd",
+        "inode",
+        "keeps_cache",
+        "number",
+        "pid",
+        "synchronous",
+        "writes_maps",
+    )
+
+    def __init__(
+        self, fd: int, inode: Inode, flags: int, pid: int, *, keeps_cache: bool = False
+    ) -> None:
+        self.fd = fd
+        self.inode = inode
+        self.number = 0
+        self.pid = pid
+        self.synchronous = bool(flags & _SYNCHRONOUS)
+        self.appending = bool(flags & os.O_APPEND)
+        self.keeps_cache = keeps_cache
+        self.writes_maps = flags & os.O_ACCMODE == os.O_RDWR
+
+    def write(self, data: Data, offset: int, append: bool | None = None) -> int:
+        """Write, as pwrite(2) does, and return how many bytes were written.
+
+        The kernel gives an append the offset that it takes for the end. Where somebody has
+        appended behind the mount meanwhile, that is not the end, and the write still goes there.
+        But pages of a mapping are written back through any descriptor of the file: those go
+        where they belong. ``append`` says which it is; where that is not known (None), whole
+        pages or the last of the file are taken for pages of a mapping.
+        """
+        if append:
+            return os.pwritev(self.fd, (data,), offset, os.RWF_APPEND)
+        if append is False or not self.appending:
+            return os.pwrite(self.fd, data, offset)
+        size = os.fstat(self.fd).st_size
+        end = offset + memoryview(data).nbytes
+        pages = offset % _PAGE == 0 and (end % _PAGE == 0 or end == size)
+        if offset > size or (pages and offset < size):
+            return os.pwrite(self.fd, data, offset)
+        return os.pwritev(self.fd, (data,), offset, os.RWF_APPEND)
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            os.close(self.fd)
+
+
+class DirectoryHandle:
+    """An open directory: a listing that only grows, so that an offset stays what it was.
+
+    The offset of an entry is its position in the listing. Names are read from the backing
+    directory as they are asked for; rewinding (offset 0) starts a new listing.
+    """
+
+    __slots__ = ("_entries", "_error", "_source", "fd", "inode", "keeps_cache", "number", "pid")
+
+    def __init__(self, fd: int, inode: Inode, pid: int, *, keeps_cache: bool = False) -> None:
+        self.fd = fd
+        self.inode = inode
+        self.number = 0
+        self.keeps_cache = keeps_cache
+        self.pid = pid
+        self._entries: list[tuple[str, int, int]] = []
+        self._source: Iterator[os.DirEntry[str]] | None = None
+        self._error: OSError | None = None
+
+    def rewind(self) -> None:
+        """Forget the listing; the next one shows the directory as it is then."""
+        self.end()
+        self._entries = []
+        self._error = None
+        os.lseek(self.fd, 0, os.SEEK_SET)
+        self._source = os.scandir(self.fd)
+
+    def entry(self, position: int) -> tuple[str, int, int] | None:
+        """Name, inode number and type (as S_IFMT of st_mode, 0 if unknown) of the entry at
+        ``position`` (0 is the first), or None past the end.
+
+        Raises the OSError with which reading the directory ended, as often as asked.
+        """
+        entries = self._entries
+        if self._source is None and not entries and self._error is None:
+            self.rewind()
+        while position >= len(entries):
+            if self._error is not None:
+                raise self._error
+            try:
+                found = next(self._source, None) if self._source is not None else None
+            except FileNotFoundError:
+                found = None  # the directory itself was removed, and so is empty
+            except OSError as error:
+                self._error = error
+                raise
+            if found is None:
+                self.end()
+                return None
+            entries.append((found.name, found.inode(), _type(found)))
+        return entries[position]
+
+    def end(self) -> None:
+        """Close the reading side of the listing."""
+        source, self._source = self._source, None
+        if source is not None:
+            source.close()  # type: ignore[attr-defined]  # a ScandirIterator
+
+    def close(self) -> None:
+        self.end()
+        os.close(self.fd)
+
+
+class RootHandle:
+    """The open root directory: its entries (offset and name) when it was opened or rewound."""
+
+    __slots__ = ("entries", "number")
+
+    def __init__(self) -> None:
+        self.entries: list[tuple[int, str]] | None = None
+        self.number = 0
+
+
+class HandleTable:
+    """Numbers for open files and directories.
+
+    ``descriptors`` is how many the open files have of their own.
+    """
+
+    def __init__(self) -> None:
+        self.descriptors = 0
+        self._numbers = itertools.count(1)
+        self._files: dict[int, FileHandle] = {}
+        self._directories: dict[int, DirectoryHandle | RootHandle] = {}
+
+    def add_file(self, handle: FileHandle) -> int:
+        """Keep an open file and return its number."""
+        number = handle.number = next(self._numbers)
+        self._files[number] = handle
+        self.descriptors += handle.fd >= 0
+        _pin(handle)
+        return number
+
+    def add_directory(self, handle: DirectoryHandle | RootHandle) -> int:
+        """Keep an open directory and return its number."""
+        number = handle.number = next(self._numbers)
+        self._directories[number] = handle
+        if isinstance(handle, DirectoryHandle):
+            _pin(handle)
+        return number
+
+    def file(self, number: int) -> FileHandle:
+        """The open file with this number. Raises OSError(EBADF)."""
+        try:
+            return self._files[number]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def directory(self, number: int) -> DirectoryHandle | RootHandle:
+        """The open directory with this number. Raises OSError(EBADF)."""
+        try:
+            return self._directories[number]
+        except KeyError:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+
+    def remove_file(self, number: int) -> FileHandle | None:
+        """Drop an open file from the table and return it; its descriptor is still open."""
+        handle = self._files.pop(number, None)
+        if handle is not None:
+            self.descriptors -= handle.fd >= 0
+            _unpin(handle)
+        return handle
+
+    def remove_directory(self, number: int) -> DirectoryHandle | RootHandle | None:
+        """Drop an open directory from the table and return it; it is still to be closed."""
+        handle = self._directories.pop(number, None)
+        if isinstance(handle, DirectoryHandle):
+            _unpin(handle)
+        return handle
+
+    @property
+    def open_files(self) -> int:
+        """How many files are open."""
+        return len(self._files)
+
+    @property
+    def open_directories(self) -> int:
+        """How many directories are open."""
+        return len(self._directories)
+
+    def __iter__(self) -> Iterator[FileHandle | DirectoryHandle]:
+        """Everything open below the root."""
+        yield from list(self._files.values())
+        for handle in list(self._directories.values()):
+            if isinstance(handle, DirectoryHandle):
+                yield handle
+
+    def close(self) -> None:
+        """Close everything."""
+        for handle in self:
+            handle.close()
+        self._files.clear()
+        self._directories.clear()
+
+
+def _type(entry: os.DirEntry[str]) -> int:
+    # Known from d_type, without a system call; the rarer types need one.
+    if entry.is_file(follow_symlinks=False):
+        return stat.S_IFREG
+    if entry.is_dir(follow_symlinks=False):
+        return stat.S_IFDIR
+    return stat.S_IFLNK if entry.is_symlink() else 0
+
+
+def _pin(handle: FileHandle | DirectoryHandle) -> None:
+    if handle.inode.opens is None:
+        handle.inode.opens = [handle]
+    else:
+        handle.inode.opens.append(handle)
+
+
+def _unpin(handle: FileHandle | DirectoryHandle) -> None:
+    opens = handle.inode.opens
+    if opens is not None and handle in opens:
+        opens.remove(handle)
+        if not opens:
+            handle.inode.opens = None

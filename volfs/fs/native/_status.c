@@ -1,0 +1,344 @@
+/*
+ * What stat(2) and statx(2) tell, in the structures of linux/fuse.h.
+ *
+ * A metadata request is answered from one struct stat. As a Python object of each field it would
+ * take longer than the request; here the fields stay in C until they are asked for.
+ *
+ * System calls are made without the GIL: on a network filesystem they can take any time.
+ */
+#define _GNU_SOURCE
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include "_arguments.h"
+
+/* -- structures of linux/fuse.h, which old systems have in older versions -- */
+
+struct attr {
+    uint64_t ino, size, blocks;
+    int64_t atime, mtime, ctime;
+    uint32_t atimensec, mtimensec, ctimensec;
+    uint32_t mode, nlink, uid, gid, rdev, blksize, flags;
+};
+
+struct attr_out {
+    uint64_t attr_valid;
+    uint32_t attr_valid_nsec, dummy;
+    struct attr attr;
+};
+
+struct entry_out {
+    uint64_t nodeid, generation, entry_valid, attr_valid;
+    uint32_t entry_valid_nsec, attr_valid_nsec;
+    struct attr attr;
+};
+
+struct sx_time {
+    int64_t sec;
+    uint32_t nsec;
+    int32_t reserved;
+};
+
+struct statx_out {
+    uint64_t attr_valid;
+    uint32_t attr_valid_nsec, flags;
+    uint64_t spare[2];
+    uint32_t mask, blksize;
+    uint64_t attributes;
+    uint32_t nlink, uid, gid;
+    uint16_t mode, spare0;
+    uint64_t ino, size, blocks, attributes_mask;
+    struct sx_time atime, btime, ctime, mtime;
+    uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
+    uint64_t spare2[14];
+};
+
+_Static_assert(sizeof(struct attr_out) == 104, "struct fuse_attr_out");
+_Static_assert(sizeof(struct entry_out) == 128, "struct fuse_entry_out");
+_Static_assert(sizeof(struct statx_out) == 288, "struct fuse_statx_out");
+
+#define NSEC 1000000000ULL
+
+/* -- Status -- */
+
+typedef struct {
+    PyObject_HEAD
+    struct stat st;
+} Status;
+
+static PyTypeObject status_type;
+
+static PyObject *new_status(const struct stat *st)
+{
+    Status *self = PyObject_New(Status, &status_type);
+    if (self)
+        self->st = *st;
+    return (PyObject *)self;
+}
+
+#define UNSIGNED(name)                                                      \
+    static PyObject *get_##name(PyObject *self, void *closure)              \
+    {                                                                       \
+        (void)closure;                                                      \
+        return PyLong_FromUnsignedLongLong(((Status *)self)->st.name);      \
+    }
+#define TIME(name, field)                                                                     \
+    static PyObject *get_##name(PyObject *self, void *closure)                                \
+    {                                                                                         \
+        (void)closure;                                                                        \
+        const struct timespec *time = &((Status *)self)->st.field;                            \
+        /* In 64 bits from the year 1677 to 2262; beyond, by Python's arithmetic. */          \
+        if (time->tv_sec > -9223372036LL && time->tv_sec < 9223372036LL)                      \
+            return PyLong_FromLongLong(time->tv_sec * (long long)NSEC + time->tv_nsec);       \
+        return big_time(time);                                                                \
+    }
+
+static PyObject *big_time(const struct timespec *time)
+{
+    PyObject *result = NULL;
+    PyObject *sec = PyLong_FromLongLong(time->tv_sec), *unit = PyLong_FromLongLong(NSEC);
+    PyObject *nsec = PyLong_FromLongLong(time->tv_nsec);
+    PyObject *product = sec && unit ? PyNumber_Multiply(sec, unit) : NULL;
+    if (product && nsec)
+        result = PyNumber_Add(product, nsec);
+    Py_XDECREF(product);
+    Py_XDECREF(nsec);
+    Py_XDECREF(unit);
+    Py_XDECREF(sec);
+    return result;
+}
+
+UNSIGNED(st_dev)
+UNSIGNED(st_ino)
+UNSIGNED(st_mode)
+UNSIGNED(st_nlink)
+UNSIGNED(st_uid)
+UNSIGNED(st_gid)
+UNSIGNED(st_rdev)
+UNSIGNED(st_size)
+UNSIGNED(st_blksize)
+UNSIGNED(st_blocks)
+TIME(st_atime_ns, st_atim)
+TIME(st_mtime_ns, st_mtim)
+TIME(st_ctime_ns, st_ctim)
+
+#define FIELD(name) {#name, get_##name, NULL, NULL, NULL}
+static PyGetSetDef status_fields[] = {
+    FIELD(st_dev), FIELD(st_ino), FIELD(st_mode), FIELD(st_nlink), FIELD(st_uid),
+    FIELD(st_gid), FIELD(st_rdev), FIELD(st_size), FIELD(st_blksize), FIELD(st_blocks),
+    FIELD(st_atime_ns), FIELD(st_mtime_ns), FIELD(st_ctime_ns), {0},
+};
+
+static void fill_attr(struct attr *attr, const struct stat *st, uint64_t ino)
+{
+    *attr = (struct attr){
+        .ino = ino,
+        .size = st->st_size,
+        .blocks = st->st_blocks,
+        .atime = st->st_atim.tv_sec,
+        .mtime = st->st_mtim.tv_sec,
+        .ctime = st->st_ctim.tv_sec,
+        .atimensec = st->st_atim.tv_nsec,
+        .mtimensec = st->st_mtim.tv_nsec,
+        .ctimensec = st->st_ctim.tv_nsec,
+        .mode = st->st_mode,
+        .nlink = st->st_nlink,
+        .uid = st->st_uid,
+        .gid = st->st_gid,
+        .rdev = st->st_rdev, /* glibc's low 32 bits are what new_decode_dev reads */
+        .blksize = st->st_blksize,
+    };
+}
+
+static PyObject *status_attr_out(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    uint64_t n[2]; /* node id, timeout */
+    if (!numbers(args, count, 2, n))
+        return NULL;
+    struct attr_out out = {.attr_valid = n[1] / NSEC, .attr_valid_nsec = n[1] % NSEC};
+    fill_attr(&out.attr, &((Status *)self)->st, n[0]);
+    return PyBytes_FromStringAndSize((char *)&out, sizeof out);
+}
+
+static PyObject *status_entry_out(PyObject *self, PyObject *const *args, Py_ssize_t count)
+{
+    uint64_t n[4]; /* node id, inode number, timeouts of entry and attributes */
+    if (!numbers(args, count, 4, n))
+        return NULL;
+    struct entry_out out = {
+        .nodeid = n[0],
+        .entry_valid = n[2] / NSEC,
+        .entry_valid_nsec = n[2] % NSEC,
+        .attr_valid = n[3] / NSEC,
+        .attr_valid_nsec = n[3] % NSEC,
+    };
+    fill_attr(&out.attr, &((Status *)self)->st, n[1]);
+    return PyBytes_FromStringAndSize((char *)&out, sizeof out);
+}
+
+static PyMethodDef status_methods[] = {
+    {"attr_out", (PyCFunction)(void (*)(void))status_attr_out, METH_FASTCALL, NULL},
+    {"entry_out", (PyCFunction)(void (*)(void))status_entry_out, METH_FASTCALL, NULL},
+    {0},
+};
+
+static PyTypeObject status_type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "volfs.fs.native._status.Status",
+    .tp_basicsize = sizeof(Status),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_getset = status_fields,
+    .tp_methods = status_methods,
+};
+
+/* -- asking -- */
+
+/* Arguments (directory, name); the name, or NULL with an exception set. */
+static const char *name_in(PyObject *const *args, Py_ssize_t count, int *directory)
+{
+    char *name;
+    if (count != 2) {
+        PyErr_SetString(PyExc_TypeError, "a descriptor and a name expected");
+        return NULL;
+    }
+    if ((*directory = descriptor(args[0])) < 0)
+        return NULL;
+    /* Refuses a name with a zero byte, which C would end there. */
+    return PyBytes_AsStringAndSize(args[1], &name, NULL) < 0 ? NULL : name;
+}
+
+static PyObject *py_fstat(PyObject *module, PyObject *arg)
+{
+    (void)module;
+    struct stat st;
+    int result, fd = descriptor(arg);
+    if (fd < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = fstat(fd, &st);
+    Py_END_ALLOW_THREADS
+    return result < 0 ? failed() : new_status(&st);
+}
+
+static PyObject *py_fstatat(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    struct stat st;
+    int result, directory;
+    const char *name = name_in(args, count, &directory);
+    if (!name)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = fstatat(directory, name, &st, AT_SYMLINK_NOFOLLOW);
+    Py_END_ALLOW_THREADS
+    return result < 0 ? failed() : new_status(&st);
+}
+
+static PyObject *py_open_path(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    struct stat st;
+    int fd, error = 0, directory;
+    const char *name = name_in(args, count, &directory);
+    if (!name)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    fd = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
+    if (fd < 0) {
+        error = errno;
+    } else if (fstat(fd, &st) < 0) {
+        error = errno;
+        close(fd);
+        fd = -1;
+    }
+    Py_END_ALLOW_THREADS
+    if (fd < 0) {
+        if (error == ENOENT)
+            Py_RETURN_NONE;
+        errno = error;
+        return failed();
+    }
+    PyObject *status = new_status(&st), *number = PyLong_FromLong(fd), *result = NULL;
+    if (status && number)
+        result = PyTuple_Pack(2, number, status);
+    Py_XDECREF(status);
+    Py_XDECREF(number);
+    if (!result)
+        close(fd);
+    return result;
+}
+
+static struct sx_time sx_time(struct statx_timestamp time)
+{
+    return (struct sx_time){.sec = time.tv_sec, .nsec = time.tv_nsec};
+}
+
+static PyObject *py_statx_out(PyObject *module, PyObject *const *args, Py_ssize_t count)
+{
+    (void)module;
+    struct statx sx;
+    uint64_t n[4]; /* flags, mask, node id, timeout */
+    int result, fd = descriptor_and(args, count, 4, n);
+    if (fd < 0)
+        return NULL;
+    Py_BEGIN_ALLOW_THREADS
+    result = statx(fd, "", AT_EMPTY_PATH | (n[0] & AT_STATX_SYNC_TYPE), n[1], &sx);
+    Py_END_ALLOW_THREADS
+    if (result < 0)
+        return failed();
+    struct statx_out out = {
+        .attr_valid = n[3] / NSEC,
+        .attr_valid_nsec = n[3] % NSEC,
+        .mask = sx.stx_mask,
+        .blksize = sx.stx_blksize,
+        .attributes = sx.stx_attributes,
+        .nlink = sx.stx_nlink,
+        .uid = sx.stx_uid,
+        .gid = sx.stx_gid,
+        .mode = sx.stx_mode,
+        .ino = n[2],
+        .size = sx.stx_size,
+        .blocks = sx.stx_blocks,
+        .attributes_mask = sx.stx_attributes_mask,
+        .atime = sx_time(sx.stx_atime),
+        .btime = sx_time(sx.stx_btime),
+        .ctime = sx_time(sx.stx_ctime),
+        .mtime = sx_time(sx.stx_mtime),
+        .rdev_major = sx.stx_rdev_major,
+        .rdev_minor = sx.stx_rdev_minor,
+        .dev_major = sx.stx_dev_major,
+        .dev_minor = sx.stx_dev_minor,
+    };
+    return PyBytes_FromStringAndSize((char *)&out, sizeof out);
+}
+
+#define FAST(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
+static PyMethodDef functions[] = {
+    {"fstat", py_fstat, METH_O, NULL},
+    FAST(fstatat), FAST(open_path), FAST(statx_out), {0},
+};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "volfs.fs.native._status",
+    .m_size = -1,
+    .m_methods = functions,
+};
+
+PyMODINIT_FUNC PyInit__status(void)
+{
+    if (PyType_Ready(&status_type) < 0)
+        return NULL;
+    PyObject *module = PyModule_Create(&definition);
+    if (module && PyModule_AddObjectRef(module, "Status", (PyObject *)&status_type) < 0)
+        Py_CLEAR(module);
+    return module;
+}

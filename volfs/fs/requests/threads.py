@@ -1,0 +1,57 @@
+"""Worker threads: where calls run that may block, so that the event loop does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+from weakref import WeakValueDictionary
+
+import trio
+
+from volfs.fs.inodes.inode import Inode
+from volfs.linux.identity import Caller
+
+T = TypeVar("T")
+
+WAITING = 32
+"""How many calls may wait in threads at once for one filesystem: one that hangs must not keep
+the others from getting a thread."""
+
+
+class WorkerThreads:
+    """Runs calls in worker threads, a bounded number for each thing they may have to wait for."""
+
+    def __init__(self, caller: Caller) -> None:
+        self._caller = caller
+        self._limiters: WeakValueDictionary[object, trio.CapacityLimiter] = WeakValueDictionary()
+        self._running = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a call is under way."""
+        return self._running > 0
+
+    async def run(self, call: Callable[[], T], *inodes: Inode, on: object = None) -> T:
+        """Run ``call`` in a worker thread, its inodes' descriptors kept open meanwhile.
+
+        ``on`` is what it may have to wait for, when that is not the inodes' device (without
+        inodes: the scope).
+        """
+        key = on or (inodes[0].device if inodes else "scope")
+        limiter = self._limiters.get(key)
+        if limiter is None:
+            limiter = self._limiters[key] = trio.CapacityLimiter(WAITING)
+
+        def separately() -> T:
+            self._caller.separate_umask()
+            return call()
+
+        self._running += 1
+        for inode in inodes:
+            inode.pins += 1
+        try:
+            return await trio.to_thread.run_sync(separately, limiter=limiter)
+        finally:
+            self._running -= 1
+            for inode in inodes:
+                inode.pins -= 1

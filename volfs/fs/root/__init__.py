@@ -1,0 +1,5 @@
+"""The root."""
+
+from volfs.fs.root.directory import Root
+
+__all__ = ["Root"]

@@ -1,0 +1,164 @@
+"""Wire: requests answered where they are read, and how they are answered.
+
+Each kind of request has a method that takes node id, body and sender, and gives the body of the
+reply, None where it is empty, an errno, or a Later of these. They stand in tables: node_requests
+(what names, or is about, an inode), file_requests, directory_requests and lock_requests (what is
+about something open).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import trio
+
+from volfs.fs.inodes.handles import Data
+from volfs.fs.requests.failures import errno_of
+from volfs.fs.requests.requests import Later
+from volfs.fs.requests.threads import WAITING
+from volfs.fs.wire import _tap
+from volfs.fs.wire.protocol import U64, Opcode, Who, opcode_name
+
+log = logging.getLogger(__name__)
+
+Answer = Data | int | Later[Any] | None
+Method = Callable[[int, bytes, Who], Answer]
+
+_ANONYMOUS = Who(0, 0, 0)
+_FOR_ANYBODY = frozenset(
+    (
+        *(Opcode.LOOKUP, Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.GETATTR, Opcode.READLINK),
+        *(Opcode.UNLINK, Opcode.RENAME, Opcode.RENAME2, Opcode.LINK, Opcode.GETXATTR),
+        *(Opcode.READ, Opcode.WRITE, Opcode.RELEASE, Opcode.FLUSH, Opcode.FSYNC),
+        *(Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR, Opcode.SETATTR),
+    )
+)
+"""Frequent requests whose sender does not matter, as the kernel has checked what they may."""
+
+_TURN = 256
+_TURN_WHILE_WAITING = 32
+"""Requests answered before the event loop gets its turn; fewer while others wait for it."""
+
+_SPIN = 64
+"""How many times the descriptor is looked at before the process goes to sleep, as long as that
+finds requests: about 100 µs, a little more than it takes to wake a client on another processor,
+and saves being woken oneself. (KVM polls before it halts for the same reason.)"""
+
+_LINGER_MS = 5
+"""How long to wait for a next request outside the event loop when nothing else is going on."""
+
+
+class Wire:
+    """Answers the requests of the tables, in the tap.
+
+    ``take_back(opcode, body)`` undoes what a reply gave away that nobody was there to receive.
+    ``nursery`` is where requests that have to wait run; to be set before the first.
+    """
+
+    def __init__(
+        self, methods: Mapping[Opcode, Method], take_back: Callable[[int, bytes], None]
+    ) -> None:
+        self.nursery: trio.Nursery | None = None
+        self._take_back = take_back
+        self._threads = ThreadPoolExecutor(WAITING, "alone")
+        self._waiting: dict[int, Callable[[], object] | None] = {}
+        for opcode, method in methods.items():
+            _tap.on_request(opcode, self._answering(opcode, method))
+        _tap.on_request(Opcode.INTERRUPT, self._interrupt)
+        _tap.on_abandoned(self._abandoned)
+
+    def begin(self) -> None:
+        """Go from one request to the next without the event loop from now on."""
+        _tap.set_drain(_TURN, _SPIN, _LINGER_MS)
+
+    def close(self) -> None:
+        """Have what runs without the event loop end."""
+        self._threads.shutdown(cancel_futures=True)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests are still to be answered."""
+        return len(self._waiting)
+
+    def _answering(self, opcode: Opcode, method: Method) -> Callable[..., object]:
+        name = opcode.name.lower()
+        anonymous = opcode in _FOR_ANYBODY
+
+        def answer(unique: int, node_id: int, uid: int, gid: int, pid: int, body: bytes) -> object:
+            try:
+                who = _ANONYMOUS if anonymous else Who(uid, gid, pid)
+                result = method(node_id, body, who)
+            except Exception as error:  # noqa: BLE001  (errno_of logs what is unexpected)
+                return errno_of(error, name)
+            if result is None:
+                return 0
+            if isinstance(result, Later):
+                if result.alone is not None:
+                    self._threads.submit(self._answer_alone, opcode, unique, result.alone)
+                    return ...
+                self._start(opcode, unique, result)
+                return None
+            return result
+
+        return answer
+
+    # -- requests that have to wait
+
+    def _start(self, opcode: Opcode, unique: int, later: Any) -> None:
+        if not self._waiting:
+            _tap.set_drain(_TURN_WHILE_WAITING, 0, 0)  # the event loop has something to do
+        self._waiting[unique] = later.interrupt
+        assert self.nursery is not None
+        self.nursery.start_soon(self._finish, opcode, unique, later)
+
+    async def _finish(self, opcode: Opcode, unique: int, later: Later[Any]) -> None:
+        error, body = 0, None
+        try:
+            body = await later()
+        except Exception as failure:  # noqa: BLE001  (errno_of logs what is unexpected)
+            error = errno_of(failure, opcode.name.lower())
+        finally:
+            del self._waiting[unique]
+            if not self._waiting:
+                self.begin()
+        if isinstance(body, int):
+            error, body = body, None
+        if not self._reply(opcode, unique, error, body or b"") and not error:
+            self._abandoned(opcode, unique, bytes(body or b""))
+
+    def _answer_alone(self, opcode: Opcode, unique: int, call: Callable[[], None]) -> None:
+        """Answer a request in a thread of its own, without the event loop."""
+        error = 0
+        try:
+            call()
+        except Exception as failure:  # noqa: BLE001  (errno_of logs what is unexpected)
+            error = errno_of(failure, opcode.name.lower())
+        self._reply(opcode, unique, error, b"")
+
+    def _reply(self, opcode: Opcode, unique: int, error: int, body: Data) -> bool:
+        """Answer a request; False if it has been given up."""
+        try:
+            _tap.reply(unique, error, body)
+        except OSError as failure:
+            log.debug("%s: the reply came too late: %s", opcode.name, failure.strerror)
+            return False
+        return True
+
+    def _interrupt(
+        self, unique: int, node_id: int, uid: int, gid: int, pid: int, body: bytes
+    ) -> None:
+        # Its own request was read before. One that cannot be interrupted is answered as ever,
+        # and no reply is expected to this.
+        (request,) = U64.unpack_from(body)
+        interrupt = self._waiting.get(request)
+        if interrupt is not None:
+            interrupt()
+
+    def _abandoned(self, opcode: int, unique: int, body: bytes) -> None:
+        try:
+            self._take_back(opcode, body)
+        except Exception:
+            log.exception("what %s gave could not be taken back", opcode_name(opcode))

@@ -1,0 +1,28 @@
+"""Holder: who uses a volume."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """One user of a volume.
+
+    ``detail`` is the reference, or the path at which the holder sees the volume (in its own
+    mount namespace). ``pid`` is the process, or for a mount the first process of its
+    namespace: None when that is our own, where the mount point says it all.
+    """
+
+    kind: Literal["reference", "mount", "open"]
+    detail: str
+    pid: int | None = None
+    command: str = ""
+    container: str | None = None
+
+    def __str__(self) -> str:
+        what = {"reference": "reference", "mount": "mounted at", "open": "open"}[self.kind]
+        by = f" by process {self.pid} ({self.command})" if self.pid is not None else ""
+        where = f" in container {self.container[:12]}" if self.container else ""
+        return f"{what} {self.detail}{by}{where}"

@@ -1,0 +1,209 @@
+"""Walking through a directory tree by descriptor and name, however deep or restless it is.
+
+Only the last levels of the way down are kept open; the others are found again through ``..``
+and known by their inode numbers. So depth costs neither descriptors nor recursion, and nobody
+who moves directories about meanwhile can lead the walk out of the tree.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+from volfs.linux.durable import DIRECTORY, NO_ENTRY
+from volfs.linux.syscalls import RESOLVE_NO_XDEV, openat2
+
+_KEPT_OPEN = 24
+"""Levels whose descriptors are kept, beside the first."""
+_NO_OPENAT2 = frozenset((errno.ENOSYS, errno.EPERM))  # EPERM: a seccomp filter that is older
+
+
+class LostError(Exception):
+    """A directory was moved away while the walk was below it."""
+
+
+class Level:
+    """A directory on the way from the top to where the walk is."""
+
+    __slots__ = ("below", "dst", "known", "name", "names", "src", "status", "taken", "touched")
+
+    def __init__(self, name: str, src: int, status: os.stat_result) -> None:
+        self.name = name
+        self.src = src
+        """The directory; -1 while it is not kept open."""
+        self.dst = -1
+        """A directory beside it, if whoever walks has one."""
+        self.status = status
+        """As it was before it was listed."""
+        self.taken = time.time_ns()
+        """When that was."""
+        self.below: list[str] = []
+        """The directories in it that are still to be entered."""
+        self.names: set[str] | None = None
+        """All names in it, if whoever walks wants to know."""
+        self.known = False
+        """Whether it is as it was in an earlier walk."""
+        self.touched = False
+        """Whether something was done in ``dst``."""
+
+
+class Walk(ABC):
+    """A walk through a tree; what is met is handled by the methods of a subclass.
+
+    Directories of which another mount covers the tree are not entered.
+    """
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self._stopping = stopping
+        self._levels: list[Level] = []
+
+    def walk(self, top: int) -> None:
+        """Walk through the directory ``top``, which stays open.
+
+        Raises LostError, InterruptedError when ``stopping()`` turns true, and the OSErrors of
+        the methods, with the place in the tree as their file name.
+        """
+        try:
+            # Not a duplicate: the position of reading is shared between those.
+            self._down("", _open_quietly(top, "."), None)
+            while self._levels:
+                level = self._levels[-1]
+                if level.below:
+                    self._enter(level, level.below.pop())
+                else:
+                    self._up()
+        except OSError as error:
+            if isinstance(error, InterruptedError):
+                raise
+            raise OSError(error.errno, error.strerror, self.place(error.filename)) from error
+        finally:
+            for level in self._levels:
+                _close(level)
+            self._levels.clear()
+
+    @abstractmethod
+    def arrive(self, parent: Level | None, level: Level) -> None:
+        """A directory is about to be listed. May set ``dst``, and ``names`` to a set."""
+
+    @abstractmethod
+    def meet(self, level: Level, entry: os.DirEntry[str]) -> None:
+        """There is something in a directory that is no directory."""
+
+    @abstractmethod
+    def leave(self, level: Level) -> None:
+        """All in a directory was met, and all below it."""
+
+    @abstractmethod
+    def miss(self, level: Level, name: str, covered: bool) -> None:
+        """A directory cannot be entered: it is gone, or ``covered`` by a mount."""
+
+    def place(self, name: object = None) -> str:
+        """Return where the walk is, or a name there, for people to read."""
+        names = [level.name for level in self._levels[1:]]
+        if isinstance(name, bytes):
+            name = os.fsdecode(name)
+        if isinstance(name, str) and not name.startswith("/"):
+            names.append(name)
+        return "/".join(names) or "."
+
+    def tick(self) -> None:
+        """Raise InterruptedError if it is time to stop."""
+        if self._stopping():
+            raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
+
+    def _enter(self, parent: Level, name: str) -> None:
+        try:
+            fd = _open_quietly(parent.src, name)
+        except OSError as error:
+            if error.errno == errno.EXDEV or error.errno in NO_ENTRY:
+                self.miss(parent, name, error.errno == errno.EXDEV)
+                return
+            raise OSError(error.errno, error.strerror, name) from None
+        self._down(name, fd, parent)
+
+    def _down(self, name: str, fd: int, parent: Level | None) -> None:
+        level = Level(name, fd, os.fstat(fd))
+        try:
+            self.arrive(parent, level)
+        except BaseException:
+            _close(level)
+            raise
+        self._levels.append(level)
+        if len(self._levels) > _KEPT_OPEN + 1:
+            _close(self._levels[-_KEPT_OPEN - 1])
+        with os.scandir(fd) as entries:
+            for entry in entries:
+                self.tick()
+                if level.names is not None:
+                    level.names.add(entry.name)
+                if entry.is_dir(follow_symlinks=False):
+                    level.below.append(entry.name)
+                else:
+                    try:
+                        self.meet(level, entry)
+                    except InterruptedError:
+                        raise
+                    except OSError as error:
+                        raise OSError(error.errno, error.strerror, entry.name) from error
+
+    def _up(self) -> None:
+        level = self._levels[-1]
+        parent = self._levels[-2] if len(self._levels) > 1 else level
+        if parent.src < 0:
+            parent.src = _parent_of(level.src, parent.status)
+            if level.dst >= 0:
+                parent.dst = os.open("..", DIRECTORY, dir_fd=level.dst)
+        self.leave(level)
+        self._levels.pop()
+        _close(level)
+
+
+def open_beneath(dir_fd: int, name: str, flags: int) -> int:
+    """Open ``name`` in a directory: itself if it is a link, and nothing that is mounted there.
+
+    Raises OSError(EXDEV) for a mount point.
+    """
+    flags |= os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        return openat2(dir_fd, os.fsencode(name), flags, RESOLVE_NO_XDEV)
+    except OSError as error:
+        if error.errno not in _NO_OPENAT2:
+            raise
+    fd = os.open(name, flags, dir_fd=dir_fd)
+    if _mount_of(fd) != _mount_of(dir_fd):
+        os.close(fd)
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+    return fd
+
+
+def _open_quietly(dir_fd: int, name: str) -> int:
+    """Open a directory so that listing it leaves its access time alone, if that is ours to say."""
+    try:
+        return open_beneath(dir_fd, name, DIRECTORY | os.O_NOATIME)
+    except PermissionError:
+        return open_beneath(dir_fd, name, DIRECTORY)
+
+
+def _parent_of(fd: int, expected: os.stat_result) -> int:
+    """Open the directory above, which must be the one that it was."""
+    parent = open_beneath(fd, "..", DIRECTORY)
+    if not os.path.samestat(os.fstat(parent), expected):
+        os.close(parent)
+        raise LostError
+    return parent
+
+
+def _mount_of(fd: int) -> str:
+    fdinfo = Path(f"/proc/self/fdinfo/{fd}").read_text()
+    return next((line for line in fdinfo.splitlines() if line.startswith("mnt_id:")), "")
+
+
+def _close(level: Level) -> None:
+    for fd in (level.src, level.dst):
+        if fd >= 0:
+            os.close(fd)
+    level.src = level.dst = -1

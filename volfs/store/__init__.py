@@ -1,0 +1,24 @@
+"""The store: the volumes of all drivers, who uses them, and so what may be done to them.
+
+Calls the drivers through the words, and linux. Start at ``store``; ``references`` keeps on disk
+which runtimes use what, ``usage`` reads from /proc who has it mounted or open.
+"""
+
+from volfs.store.references import References
+from volfs.store.store import DriverRegistry, VolumeStore
+from volfs.store.table import Reference, ReferenceTable
+from volfs.store.usage import FSTYPE, Scan, mount_holders, mount_users, open_holders, tree_mounts
+
+__all__ = [
+    "FSTYPE",
+    "DriverRegistry",
+    "Reference",
+    "ReferenceTable",
+    "References",
+    "Scan",
+    "VolumeStore",
+    "mount_holders",
+    "mount_users",
+    "open_holders",
+    "tree_mounts",
+]

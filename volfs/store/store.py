@@ -1,0 +1,375 @@
+"""VolumeStore: the volumes of all drivers, and who may do what to them.
+
+The drivers' storage is the truth about which volumes there are, and References about who refers
+to them, so nothing is kept of either here. Changes of one volume follow each other under a lock
+of its name; looking takes no lock.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from volfs.errors import (
+    OptionConflictError,
+    UnknownDriverError,
+    VolfsError,
+    VolumeExistsError,
+    VolumeInUseError,
+    VolumeNotEmptyError,
+    VolumeNotFoundError,
+)
+from volfs.holder import Holder
+from volfs.store.table import ReferenceTable, UnsavedReferences
+from volfs.volume import Driver, Owner, Volume
+
+_log = logging.getLogger(__name__)
+
+_UNSEEN = " (nothing is mounted: a runtime that is gone loses its hold within a minute)"
+
+HolderSource = Callable[[Volume], Iterable[Holder]]
+
+
+class DriverRegistry:
+    """Drivers by name."""
+
+    def __init__(self) -> None:
+        self._drivers: dict[str, Driver] = {}
+
+    def register(self, driver: Driver) -> None:
+        """Add a driver. Raises ValueError when its name is taken."""
+        if driver.name in self._drivers:
+            raise ValueError(f"a driver {driver.name!r} is registered already")
+        self._drivers[driver.name] = driver
+
+    def get(self, name: str) -> Driver:
+        """Return the driver of that name. Raises UnknownDriverError, listing the known ones."""
+        try:
+            return self._drivers[name]
+        except KeyError:
+            known = ", ".join(self._drivers) or "none"
+            raise UnknownDriverError(f"unknown driver {name!r}; the drivers are {known}") from None
+
+    def names(self) -> list[str]:
+        """Return the names in the order of registration."""
+        return list(self._drivers)
+
+
+class VolumeStore:
+    """All volumes of all drivers. A name means one volume, whichever driver has it.
+
+    Methods raise what the drivers raise (see Driver). Those that change or refer to a volume
+    may block for as long as another change of that volume takes.
+    """
+
+    def __init__(
+        self,
+        drivers: Iterable[Driver],
+        *,
+        default: str = "local",
+        references: ReferenceTable | None = None,
+    ) -> None:
+        """``default`` is the driver that makes volumes when none is asked for.
+
+        ``references`` keeps who refers to volumes, and is closed with the store; without it the
+        store remembers that itself, for as long as it lives. Raises UnknownDriverError when
+        ``default`` is not among ``drivers``.
+        """
+        self.drivers = DriverRegistry()
+        for driver in drivers:
+            self.drivers.register(driver)
+        self._default = self.drivers.get(default)
+        others = [self.drivers.get(name) for name in self.drivers.names() if name != default]
+        self._in_order = [self._default, *others]
+        self._locks = _NameLocks()
+        self._references = references or UnsavedReferences()
+        self._sources: list[HolderSource] = []
+
+    def close(self) -> None:
+        """Close drivers and references. No other call may be under way, none may follow."""
+        for driver in self._in_order:
+            driver.close()
+        self._references.close()
+
+    # Looking
+
+    def get(self, name: str) -> Volume:
+        """Return the volume ``name``. Raises VolumeNotFoundError."""
+        *others, last = self._in_order
+        for driver in others:
+            try:
+                return driver.get(name)
+            except VolumeNotFoundError:
+                continue
+        return last.get(name)
+
+    def list(self) -> list[Volume]:
+        """Return all volumes, sorted by name."""
+        volumes = {
+            volume.name: volume for driver in reversed(self._in_order) for volume in driver.list()
+        }
+        return [volumes[name] for name in sorted(volumes)]
+
+    def names(self) -> builtins.list[str]:
+        """Return the names of all volumes, sorted."""
+        if len(self._in_order) == 1:
+            return [*self._default.names()]
+        return sorted({name for driver in self._in_order for name in driver.names()})
+
+    # Changing
+
+    def create(
+        self,
+        name: str,
+        options: Mapping[str, str] | None = None,
+        *,
+        labels: Mapping[str, str] | None = None,
+        owner: Owner | None = None,
+        exclusive: bool = False,
+        driver: str | None = None,
+    ) -> Volume:
+        """Make the volume ``name`` and return it: see Driver.create.
+
+        ``driver`` is the one that must have it; without it an existing volume of any driver is
+        returned, and a new one is made by the default driver. Raises UnknownDriverError, and
+        OptionConflictError when another driver has a volume of that name.
+        """
+        asked = self.drivers.get(driver) if driver is not None else None
+        with self._locks.held(name):
+            maker = self._driver_having(name)
+            if maker is not None and asked not in (None, maker):
+                raise OptionConflictError(
+                    f"volume {name!r} exists already, of driver {maker.name!r}"
+                )
+
+            def make(exclusive: bool) -> Volume:
+                return (maker or asked or self._default).create(
+                    name, options, labels=labels, owner=owner, exclusive=exclusive
+                )
+
+            if maker is None and self._references.of(name):
+                # They are to a volume that somebody deleted by hand, not to this one.
+                with self._references.held(name), suppress(VolumeExistsError):
+                    volume = make(exclusive=True)
+                    self._references.forget(name)
+                    return volume
+            return make(exclusive)
+
+    def remove(self, name: str, *, by: str = "", only_empty: bool = False) -> None:
+        """Remove the volume ``name``: see Driver.remove. ``by`` says for whom, for the record.
+
+        Raises VolumeInUseError, with the holders, while anything holds it. With ``only_empty``
+        raises VolumeNotEmptyError when there is anything in it. (What somebody writes between
+        that look and the removal goes with the volume, and can be restored with it.)
+        """
+        with self._locks.held(name):
+            volume = self.get(name)
+            self._require_free(volume, "reference", "mount", "open")
+            if only_empty:
+                _require_empty(volume)
+            with self._references.held(name):
+                self._require_unreferenced(volume)
+                self._driver_of(volume).remove(volume, by=by)
+                self._references.forget(name)
+
+    def rename(self, name: str, new_name: str) -> Volume:
+        """Give a volume another name: see Driver.rename.
+
+        Raises VolumeInUseError while a reference or a mount holds it: whoever that is knows the
+        volume by its name. Open files do not matter.
+        """
+        with self._locks.held(name, new_name):
+            volume = self.get(name)
+            driver = self._driver_of(volume)
+            self._require_free(volume, "reference", "mount")
+            if self._driver_having(new_name) not in (None, driver):
+                raise VolumeExistsError(f"volume {new_name!r} exists already")
+            with self._references.held(name, new_name):
+                self._require_unreferenced(volume)
+                renamed = driver.rename(volume, new_name)
+                for vacant in (name, new_name):
+                    self._references.forget(vacant)
+                return renamed
+
+    def exchange(self, first: str, second: str) -> None:
+        """Swap the names of two volumes of one driver: see Driver.exchange.
+
+        Raises VolumeInUseError as ``rename`` does, OSError(EXDEV) for different drivers.
+        """
+        with self._locks.held(first, second):
+            volumes = self.get(first), self.get(second)
+            for volume in volumes:
+                self._require_free(volume, "reference", "mount")
+            driver, other = (self._driver_of(volume) for volume in volumes)
+            if driver is not other:
+                raise OSError(errno.EXDEV, "volumes of different drivers cannot be exchanged")
+            with self._references.held(first, second):
+                for volume in volumes:
+                    self._require_unreferenced(volume)
+                driver.exchange(*volumes)
+
+    def set_labels(self, name: str, labels: Mapping[str, str]) -> Volume:
+        """Replace the labels of a volume: see Driver.set_labels."""
+        return self.change_labels(name, lambda _: labels)
+
+    def change_labels(
+        self, name: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
+    ) -> Volume:
+        """Replace the labels of a volume by what ``change`` makes of them, and return it.
+
+        One change follows another, those of other processes too: none is lost. What ``change``
+        raises leaves the labels as they are.
+        """
+        with self._locks.held(name), self._references.held(name):
+            volume = self.get(name)
+            labels = change(volume.labels)
+            if labels == volume.labels:
+                return volume
+            return self._driver_of(volume).set_labels(volume, labels)
+
+    # Who holds it
+
+    def acquire(self, name: str, reference: str) -> Volume:
+        """Note that ``reference`` uses the volume, and return it. Once is as good as twice.
+
+        The volume cannot be removed or renamed until the reference is released, or its holder
+        is gone (see References.drop_stale). Raises VolumeNotFoundError, OSError(EINVAL) when
+        the reference is too long, and other OSError when it cannot be kept.
+        """
+        with self._locks.held(name):
+            self.get(name)
+            with self._references.held(name, shared=True):
+                volume = self.get(name)
+                self._references.add(name, reference)
+                return volume
+
+    def release(self, name: str, reference: str) -> None:
+        """Forget a reference. One that is not known is no error: it is as released as can be."""
+        with self._locks.held(name):
+            self._references.discard(name, reference)
+
+    def references(self, name: str) -> frozenset[str]:
+        """Return the references to the volume ``name``."""
+        return frozenset(reference.id for reference in self._references.of(name))
+
+    def add_holder_source(self, source: HolderSource) -> None:
+        """Add something that knows of holders, such as mounts or files open through a tree.
+
+        It is asked, from any thread, before a volume is removed or renamed.
+        """
+        self._sources.append(source)
+
+    def holders(self, name: str) -> builtins.list[Holder]:
+        """Return all that holds the volume ``name``. Raises VolumeNotFoundError."""
+        return self._holders(self.get(name))
+
+    def _holders(self, volume: Volume) -> builtins.list[Holder]:
+        holders = self._referrers(volume)
+        for source in self._sources:
+            holders.extend(source(volume))
+        return holders
+
+    def _referrers(self, volume: Volume) -> builtins.list[Holder]:
+        return [Holder("reference", item.id) for item in self._references.of(volume.name)]
+
+    def _require_free(self, volume: Volume, *kinds: str) -> None:
+        holders = [holder for holder in self._holders(volume) if holder.kind in kinds]
+        if holders and all(holder.kind == "reference" for holder in holders):
+            self._references.drop_stale([volume])
+            holders = self._referrers(volume)
+            _refuse(volume, holders, _UNSEEN)
+        _refuse(volume, holders)
+
+    def _require_unreferenced(self, volume: Volume) -> None:
+        _refuse(volume, self._referrers(volume))
+
+    # Chores
+
+    def housekeep(self, stopping: Callable[[], bool]) -> None:
+        """Let every driver do its chores (see Driver.housekeep), and drop stale references.
+
+        What one of them fails with is logged, so that the others get their turn.
+        """
+        try:
+            self._drop_stale_references()
+        except (OSError, VolfsError):
+            _log.exception("looking for stale references failed")
+        for driver in self._in_order:
+            if stopping():
+                return
+            try:
+                driver.housekeep(stopping)
+            except (OSError, VolfsError):
+                _log.exception("housekeeping of driver %r failed", driver.name)
+
+    def _drop_stale_references(self) -> None:
+        volumes = []
+        for name in self._references.names():
+            with suppress(VolumeNotFoundError):
+                volumes.append(self.get(name))
+        self._references.drop_stale(volumes)
+
+    def _driver_of(self, volume: Volume) -> Driver:
+        return self.drivers.get(volume.driver_name)
+
+    def _driver_having(self, name: str) -> Driver | None:
+        try:
+            return self._driver_of(self.get(name))
+        except VolumeNotFoundError:
+            return None
+
+
+def _refuse(volume: Volume, holders: Sequence[Holder], hint: str = "") -> None:
+    """Raise VolumeInUseError if there are holders."""
+    if holders:
+        reasons = "; ".join(str(holder) for holder in holders)
+        raise VolumeInUseError(f"volume {volume.name!r} is in use: {reasons}{hint}", holders)
+
+
+def _require_empty(volume: Volume) -> None:
+    with os.scandir(volume.path) as entries:
+        if next(entries, None) is not None:
+            raise VolumeNotEmptyError(f"volume {volume.name!r} is not empty")
+
+
+@dataclass(slots=True)
+class _NameLock:
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    wanted_by: int = 0
+
+
+class _NameLocks:
+    """A lock for each name, which exists only while somebody holds or wants it."""
+
+    def __init__(self) -> None:
+        self._table: dict[str, _NameLock] = {}
+        self._table_lock = threading.Lock()
+
+    @contextmanager
+    def held(self, *names: str) -> Iterator[None]:
+        """Hold the locks of all ``names``, taken in one order for everybody: no deadlock."""
+        taken: list[_NameLock] = []
+        wanted = sorted(set(names))
+        with self._table_lock:
+            locks = [self._table.setdefault(name, _NameLock()) for name in wanted]
+            for lock in locks:
+                lock.wanted_by += 1
+        try:
+            for lock in locks:
+                lock.lock.acquire()
+                taken.append(lock)
+            yield
+        finally:
+            for lock in reversed(taken):
+                lock.lock.release()
+            with self._table_lock:
+                for name, lock in zip(wanted, locks, strict=True):
+                    lock.wanted_by -= 1
+                    if lock.wanted_by == 0:
+                        del self._table[name]
