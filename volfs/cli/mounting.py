@@ -98,12 +98,12 @@ def umount(lazy: bool, mountpoints: tuple[str, ...]) -> int:
     A busy tree is refused (exit code 10), and the message says who is busy in it. The volumes
     stay in the scope.
     """
-    from volfs.fs.mount import session
+    from volfs.fs.mount.mounting import unmount
 
     code = 0
     for mountpoint in mountpoints:
         try:
-            session.unmount(str(Path(mountpoint).absolute()), lazy=lazy)
+            unmount(str(Path(mountpoint).absolute()), lazy=lazy)
         except MountError as error:
             complain(f"{error}{_who_is_busy(mountpoint, error)}")
             code = code or error.exit_code

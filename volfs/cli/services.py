@@ -56,9 +56,10 @@ def serve_tree(
     """
     import trio
 
-    from volfs.fs.mount import session
+    from volfs.fs.mount.checks import check
+    from volfs.fs.mount.serving import serve as serve_mount
 
-    session.check(scope, mountpoint, request.options)
+    check(scope, mountpoint, request.options)
     with _opened(scope, request.keep_removed) as (store, driver):
         plugin = None
         if request.plugin:
@@ -69,7 +70,7 @@ def serve_tree(
             socket = request.plugin_socket or default_socket()
             plugin = partial(serve, store, places, socket)
         try:
-            trio.run(session.serve, store, driver.scope, mountpoint, request.options, ready, plugin)
+            trio.run(serve_mount, store, driver.scope, mountpoint, request.options, ready, plugin)
         except BaseExceptionGroup as group:
             raise _only(group) from None
 

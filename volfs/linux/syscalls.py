@@ -64,9 +64,13 @@ _MAX_HANDLE_SZ = 128
 _CAPABILITY_VERSION_3 = 0x20080522
 
 
-def _fail(name: bytes | None = None) -> OSError:
-    code = ctypes.get_errno()
+def os_error(code: int, name: str | bytes | None = None) -> OSError:
+    """The OSError that a system call fails with: of an errno, about the file ``name``."""
     return OSError(code, os.strerror(code), name)
+
+
+def _fail(name: bytes | None = None) -> OSError:
+    return os_error(ctypes.get_errno(), name)
 
 
 _libc.renameat2.argtypes = (c_int, c_char_p, c_int, c_char_p, c_uint)

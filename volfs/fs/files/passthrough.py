@@ -13,8 +13,8 @@ import errno
 import logging
 import os
 
-from volfs.fs.inodes.inode import Inode
-from volfs.fs.inodes.table import InodeTable
+from volfs.fs.agreement import Connection
+from volfs.fs.inodes import Inode, InodeTable
 from volfs.linux.identity import UNRESERVED
 
 with contextlib.suppress(ImportError):  # then there is no tap, and no device either
@@ -30,28 +30,35 @@ one that cannot be read that way, another kernel."""
 class Passthrough:
     """Backing ids of open files, on the descriptor of the FUSE device.
 
-    Does nothing until ``device`` is set, once the kernel has agreed.
+    Does nothing unless the kernel has agreed. ``refusal`` says why it would have none after all,
+    once that was tried.
     """
 
-    def __init__(self, inodes: InodeTable) -> None:
+    def __init__(self, inodes: InodeTable, connection: Connection) -> None:
         self._inodes = inodes
-        self.device = -1
+        self._connection = connection
         self.count = 0
+        self.refusal = ""
 
-    def probe(self, directory: int) -> str:
-        """Why no file on the filesystem of ``directory`` can be passed through, as far as can
-        be told by trying; empty if nothing is known against it."""
+    def probe(self, directory: int) -> None:
+        """Try it on the filesystem of ``directory``, and do without if the kernel refuses.
+
+        May block for a moment. What cannot be tried is left to the first file that is opened.
+        """
+        agreement = self._connection.agreement
+        if not agreement.passthrough:
+            return
         try:
             fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
         except OSError:
-            return ""
+            return
         try:
-            _calls.backing_close(self.device, _calls.backing_open(self.device, fd, UNRESERVED))
+            number = _calls.backing_open(agreement.device, fd, UNRESERVED)
+            _calls.backing_close(agreement.device, number)
         except OSError as error:
-            return error.strerror or str(error)
+            self.refusal = error.strerror or str(error)
         finally:
             os.close(fd)
-        return ""
 
     def acquire(self, inode: Inode, fd: int = -1) -> int:
         """The backing id of a file that is being opened; 0 if the daemon has to serve it.
@@ -61,7 +68,10 @@ class Passthrough:
         if inode.backing:
             return inode.backing
         device = inode.device
-        if self.device < 0 or inode.opens or device.slow or not device.passthrough:
+        agreement = self._connection.agreement
+        if not agreement.passthrough or self.refusal or inode.opens:
+            return 0
+        if device.slow or not device.passthrough:
             # (On a network filesystem the identity above would be the one that its server sees.)
             return 0
         if fd < 0:
@@ -69,7 +79,7 @@ class Passthrough:
         try:
             # The kernel then reads and writes with the identity that we have now. Root's could
             # use the blocks that the filesystem reserves for root.
-            inode.backing = _calls.backing_open(self.device, fd, UNRESERVED)
+            inode.backing = _calls.backing_open(agreement.device, fd, UNRESERVED)
         except OSError as error:
             if error.errno in _FOR_GOOD:
                 device.passthrough = False
@@ -84,8 +94,9 @@ class Passthrough:
             return
         number, inode.backing = inode.backing, 0
         self.count -= 1
-        if self.device >= 0:
+        device = self._connection.agreement.device
+        if device >= 0:
             try:
-                _calls.backing_close(self.device, number)
+                _calls.backing_close(device, number)
             except OSError as error:
                 log.error("backing id %d cannot be given back: %s", number, error.strerror)

@@ -1,4 +1,4 @@
-"""Open files and directories, by file handle."""
+"""Open files and directories, by the number that the kernel has for them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import itertools
 import os
 import stat
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from volfs.fs.inodes.inode import Inode
+from volfs.fs.inodes.inode import Handle, Inode
 
 Data = bytes | bytearray | memoryview
 
@@ -18,37 +16,22 @@ _SYNCHRONOUS = os.O_SYNC | os.O_DSYNC
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
-class FileHandle:
+class FileHandle(Handle):
     """An open file: ``fd`` is open on the backing file with the opener's access mode.
 
     ``fd`` is -1 while nothing needed it: the kernel reads the backing file itself.
-    ``number`` is its file handle, once it is in the table; ``pid`` the process that opened it,
-    for naming who uses a volume. ``synchronous``: writes wait for the disk. ``appending``: it
-    was opened with O_APPEND. ``keeps_cache``: the kernel's cached pages are still right.
+    ``synchronous``: writes wait for the disk. ``appending``: it was opened with O_APPEND.
     ``writes_maps``: the opener may write to it through mappings.
     """
 
-    __slots__ = (
-        "appending",
-        "fd",
-        "inode",
-        "keeps_cache",
-        "number",
-        "pid",
-        "synchronous",
-        "writes_maps",
-    )
+    __slots__ = ("appending", "synchronous", "writes_maps")
 
     def __init__(
         self, fd: int, inode: Inode, flags: int, pid: int, *, keeps_cache: bool = False
     ) -> None:
-        self.fd = fd
-        self.inode = inode
-        self.number = 0
-        self.pid = pid
+        super().__init__(fd, inode, pid, keeps_cache=keeps_cache)
         self.synchronous = bool(flags & _SYNCHRONOUS)
         self.appending = bool(flags & os.O_APPEND)
-        self.keeps_cache = keeps_cache
         self.writes_maps = flags & os.O_ACCMODE == os.O_RDWR
 
     def write(self, data: Data, offset: int, append: bool | None = None) -> int:
@@ -76,21 +59,17 @@ class FileHandle:
             os.close(self.fd)
 
 
-class DirectoryHandle:
+class DirectoryHandle(Handle):
     """An open directory: a listing that only grows, so that an offset stays what it was.
 
     The offset of an entry is its position in the listing. Names are read from the backing
     directory as they are asked for; rewinding (offset 0) starts a new listing.
     """
 
-    __slots__ = ("_entries", "_error", "_source", "fd", "inode", "keeps_cache", "number", "pid")
+    __slots__ = ("_entries", "_error", "_source")
 
     def __init__(self, fd: int, inode: Inode, pid: int, *, keeps_cache: bool = False) -> None:
-        self.fd = fd
-        self.inode = inode
-        self.number = 0
-        self.keeps_cache = keeps_cache
-        self.pid = pid
+        super().__init__(fd, inode, pid, keeps_cache=keeps_cache)
         self._entries: list[tuple[str, int, int]] = []
         self._source: Iterator[os.DirEntry[str]] | None = None
         self._error: OSError | None = None
@@ -216,7 +195,7 @@ class HandleTable:
         """How many directories are open."""
         return len(self._directories)
 
-    def __iter__(self) -> Iterator[FileHandle | DirectoryHandle]:
+    def __iter__(self) -> Iterator[Handle]:
         """Everything open below the root."""
         yield from list(self._files.values())
         for handle in list(self._directories.values()):
@@ -225,8 +204,11 @@ class HandleTable:
 
     def close(self) -> None:
         """Close everything."""
-        for handle in self:
-            handle.close()
+        for file in self._files.values():
+            file.close()
+        for directory in self._directories.values():
+            if isinstance(directory, DirectoryHandle):
+                directory.close()
         self._files.clear()
         self._directories.clear()
 
@@ -240,14 +222,14 @@ def _type(entry: os.DirEntry[str]) -> int:
     return stat.S_IFLNK if entry.is_symlink() else 0
 
 
-def _pin(handle: FileHandle | DirectoryHandle) -> None:
+def _pin(handle: Handle) -> None:
     if handle.inode.opens is None:
         handle.inode.opens = [handle]
     else:
         handle.inode.opens.append(handle)
 
 
-def _unpin(handle: FileHandle | DirectoryHandle) -> None:
+def _unpin(handle: Handle) -> None:
     opens = handle.inode.opens
     if opens is not None and handle in opens:
         opens.remove(handle)

@@ -1,13 +1,8 @@
-"""Inode: what is known of one inode that the kernel knows."""
+"""Inode: what is known of one inode that the kernel knows; Handle: what is open of it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from volfs.fs.inodes.device import Device
-
-if TYPE_CHECKING:
-    from volfs.fs.inodes.handles import DirectoryHandle, FileHandle
 
 ROOT_ID = 1
 """Node id of the tree's root (FUSE_ROOT_ID in linux/fuse.h)."""
@@ -16,30 +11,64 @@ DEEPEST = 1 << 14
 """Directories above an inode that are walked at most."""
 
 
+class Handle:
+    """A file or directory that somebody has open, and that keeps its inode from being lost.
+
+    ``fd`` is open on the backing file. ``number`` is what the kernel calls it by, once it is in
+    the table; ``pid`` the process that opened it, for naming who uses a volume. ``keeps_cache``:
+    what the kernel has cached of it is still right.
+    """
+
+    __slots__ = ("fd", "inode", "keeps_cache", "number", "pid")
+
+    def __init__(self, fd: int, inode: Inode, pid: int, *, keeps_cache: bool = False) -> None:
+        self.fd = fd
+        self.inode = inode
+        self.number = 0
+        self.pid = pid
+        self.keeps_cache = keeps_cache
+
+
+class Listed:
+    """What Listings has noted of an inode.
+
+    ``told``: it was replied by a listing in such a way that we hear if its attributes are asked
+    for. ``searched``: (a directory) how many entries were asked for since it was listed, the last
+    at ``searched_at`` (time.monotonic). ``bare``: it was listed without attributes.
+    """
+
+    __slots__ = ("bare", "searched", "searched_at", "told")
+
+    def __init__(self) -> None:
+        self.told = False
+        self.bare = False
+        self.searched = 0
+        self.searched_at = 0.0
+
+
 class Inode:
     """One inode the kernel knows.
 
     ``number``: the inode number that users see, and its node id unless another has that.
     ``generation``: how many files had its node id before. ``replaced``: its number was given to
-    another file. ``fd``: its O_PATH descriptor, or -1.
-    ``handle``: its file handle, once it was needed; ``reopens``: whether the handle leads back to
-    it on the mount it was seen on. ``parent``, ``name``: where it was seen last. ``opens``: open
-    handles, which pin it. ``pins``: worker threads that use its descriptor. ``gone``: its volume
-    was removed. ``listed``: replied by a listing in such a way that we hear if its attributes are
-    asked for. ``searched``: (a directory) how many entries were asked for since it was listed,
-    the last at ``searched_at`` (time.monotonic); ``bare``: it was listed without attributes.
-    ``backing``: its backing id while it is open for passthrough, else 0. ``locked``: it has or
-    had POSIX locks.
+    another file. ``forgotten``: the kernel does not know it any more. ``fd``: its O_PATH
+    descriptor, or -1.
+    ``file_handle``: the filesystem's handle of it, once it was needed; ``reopens``: whether that
+    leads back to it on the mount it was seen on. ``parent``, ``name``: where it was seen last.
+    ``opens``: what is open of it, which pins it. ``pins``: worker threads that use its descriptor.
+    ``gone``: its volume was removed. ``listed``: notes of Listings. ``backing``: its backing id
+    while it is open for passthrough, else 0. ``locked``: it has or had POSIX locks. ``version``:
+    how its content was when it was opened last.
     """
 
     __slots__ = (
         "backing",
-        "bare",
         "device",
         "fd",
+        "file_handle",
+        "forgotten",
         "generation",
         "gone",
-        "handle",
         "ino",
         "listed",
         "locked",
@@ -52,8 +81,6 @@ class Inode:
         "pins",
         "reopens",
         "replaced",
-        "searched",
-        "searched_at",
         "version",
     )
 
@@ -75,19 +102,22 @@ class Inode:
         self.parent = parent
         self.name = name
         self.fd = -1
-        self.handle: bytes | None = None
+        self.file_handle: bytes | None = None
         self.reopens = False
-        self.opens: list[FileHandle | DirectoryHandle] | None = None
+        self.opens: list[Handle] | None = None
         self.pins = 0
         self.gone = False
         self.replaced = False
+        self.forgotten = False
         self.backing = 0
         self.locked = False
-        self.bare = False
-        self.listed = False
-        self.searched = 0
-        self.searched_at = 0.0
+        self.listed: Listed | None = None
         self.version: tuple[int, int, int] | None = None
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Device number and inode number."""
+        return self.device.dev, self.ino
 
     @property
     def volume_top(self) -> Inode:
@@ -99,3 +129,14 @@ class Inode:
                 break
             inode = inode.parent
         return inode
+
+    @property
+    def wants_flush(self) -> bool:
+        """Whether each close of a descriptor of it is to be told: there are locks to drop, or the
+        filesystem has errors to report."""
+        return self.locked or self.device.slow
+
+    @property
+    def is_volume_top(self) -> bool:
+        """Whether it is the top directory of a volume."""
+        return self.parent is not None and self.parent.node_id == ROOT_ID

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from volfs.fs.inodes.inode import Inode
+from volfs.fs.inodes.inode import Inode, Listed
 
 _REGRET = 8
 """Replies with attributes that follow when a directory was listed without, and then searched."""
@@ -30,49 +30,69 @@ class Listings:
         self._timeout = timeout
         self._paying = 0
 
-    def with_attributes(
-        self, directory: Inode, *, first: bool, count: Callable[[int], int] | None = None
+    def want_attributes(
+        self, directory: Inode, *, first: bool, count: Callable[[int], int]
     ) -> bool:
-        """Whether the next reply (the ``first`` of a listing?) carries attributes.
+        """Whether the next reply (the ``first`` of a listing?) should carry attributes.
 
-        ``count`` tells how many entries the directory has, up to as many as it is asked for; None
-        where that takes as long as to list it.
+        ``count`` tells how many entries the directory has, up to as many as it is asked for.
         """
-        if first and count is not None and self._knows(directory, count):
-            directory.searched = 0
+        listed = directory.listed
+        if listed is not None and first and self._kernel_knows(listed, count):
             return False
-        full = self._timeout > 0 and (first or directory.searched > 0 or self._paying > 0)
-        directory.searched = 0
-        if not full:
-            directory.bare = True
-        elif not first:
+        searched = listed is not None and listed.searched > 0
+        return self._timeout > 0 and (first or searched or self._paying > 0)
+
+    def replied(self, directory: Inode, *, first: bool, attributes: bool) -> None:
+        """Note that a reply was sent, with ``attributes`` or without."""
+        listed = _listed(directory)
+        listed.searched = 0
+        if first:
+            return  # with attributes, or without since the kernel has them
+        if attributes:
             self._attributes_pay(-1)
-        return full
+        else:
+            listed.bare = True
+
+    def told(self, inode: Inode, told: bool) -> None:
+        """Note whether an entry was replied so that we hear if its attributes are asked for."""
+        if told or inode.listed is not None:
+            _listed(inode).told = told
 
     def asked_for(self, inode: Inode) -> None:
         """Note that the attributes of ``inode``, listed so that we are told, are asked for."""
-        inode.listed = False
+        _listed(inode).told = False
         self._attributes_pay(2)
         if inode.parent is not None:
-            inode.parent.searched = max(inode.parent.searched, 1)
+            parent = _listed(inode.parent)
+            parent.searched = max(parent.searched, 1)
 
     def searched(self, directory: Inode) -> None:
         """Note that an entry of ``directory`` was looked up."""
+        listed = directory.listed
+        if listed is None:
+            listed = directory.listed = Listed()
         now = time.monotonic()
-        recent = now - directory.searched_at < self._timeout
-        directory.searched = directory.searched + 1 if recent else 1
-        directory.searched_at = now
-        if directory.bare:
-            directory.bare = False
+        recent = now - listed.searched_at < self._timeout
+        listed.searched = listed.searched + 1 if recent else 1
+        listed.searched_at = now
+        if listed.bare:
+            listed.bare = False
             self._attributes_pay(_REGRET)
 
-    def _knows(self, directory: Inode, count: Callable[[int], int]) -> bool:
+    def _kernel_knows(self, listed: Listed, count: Callable[[int], int]) -> bool:
         """Whether about all entries were looked up so lately that the kernel has them still."""
-        known = directory.searched
-        if known == 0 or time.monotonic() - directory.searched_at >= self._timeout:
+        known = listed.searched
+        if known == 0 or time.monotonic() - listed.searched_at >= self._timeout:
             return False
         enough = known + known // _UNKNOWN + 2  # with the dots
         return count(enough + 1) <= enough
 
     def _attributes_pay(self, change: int) -> None:
         self._paying = min(max(self._paying + change, 0), _REGRET * 8)
+
+
+def _listed(inode: Inode) -> Listed:
+    if inode.listed is None:
+        inode.listed = Listed()
+    return inode.listed

@@ -13,7 +13,7 @@ When record locks end
 ---------------------
 A process loses its locks on a file as it closes any descriptor of that file. FLUSH tells of
 each close, but would be one request more for every file ever opened. So files are opened
-without, until the first lock on them (LockTable.wants_flush). Of a handle opened before that we
+without, until the first lock on them (Inode.wants_flush). Of a handle opened before that we
 hear only when nobody has it open any more (RELEASE). Locks set through it are dropped then, or
 when their process ends: a child that inherited the descriptor does not keep them. That is right
 through fork (the child is another owner, with no locks), exec (the owner stays), threads (one

@@ -31,7 +31,7 @@ class Lock(NamedTuple):
     pid: int = 0
 
 
-class Request(NamedTuple):
+class LockRequest(NamedTuple):
     """A lock to be set or dropped through ``handle`` for the record locks' ``owner``, or
     (``flock``) for the handle itself. ``thread`` is the caller's."""
 
@@ -41,7 +41,7 @@ class Request(NamedTuple):
     thread: int = 0
     flock: bool = False
 
-    def excludes(self, other: Request) -> bool:
+    def excludes(self, other: LockRequest) -> bool:
         """Whether not both locks can be had."""
         mine, theirs = self.lock, other.lock
         if self.flock != other.flock:
@@ -50,7 +50,7 @@ class Request(NamedTuple):
             return self.handle is not other.handle and fcntl.F_WRLCK in (mine.kind, theirs.kind)
         return self.owner != other.owner and _conflict(mine, theirs)
 
-    def includes(self, other: Request) -> bool:
+    def includes(self, other: LockRequest) -> bool:
         """Whether what is held outside and keeps ``other`` from its lock keeps this too."""
         mine, theirs = self.lock, other.lock
         return (
@@ -70,7 +70,7 @@ class Held(NamedTuple):
     handle: FileHandle
 
 
-class Owner:
+class LockOwner:
     """Who has record locks on a file, none of which overlaps another.
 
     ``fd``: the open file description they are set on, -1 while there are none. ``pid``: the
@@ -136,7 +136,7 @@ class LockedFile:
 
     def __init__(self, inode: Inode) -> None:
         self.inode = inode
-        self.owners: dict[int, Owner] = {}
+        self.owners: dict[int, LockOwner] = {}
         self.flocks: dict[FileHandle, int] = {}
         self.unflushed: set[FileHandle] = set()
 

@@ -13,7 +13,7 @@ from typing import Any
 from volfs.fs.inodes.device import Device
 from volfs.fs.inodes.handles import FileHandle
 from volfs.fs.inodes.inode import Inode
-from volfs.fs.locks.held import Held, Lock, LockedFile, Owner, Request, conflicting
+from volfs.fs.locks.held import Held, Lock, LockedFile, LockOwner, LockRequest, conflicting
 from volfs.fs.locks.processes import ProcessEnds, locks_by_description
 from volfs.fs.locks.waiting import LockQueues, Tried
 
@@ -63,11 +63,6 @@ class LockTable:
         """How many wait for a lock."""
         return len(self._queues)
 
-    def wants_flush(self, inode: Inode) -> bool:
-        """Whether a file now being opened needs FLUSH upon each close; the open is else to be
-        answered with FOPEN_NOFLUSH."""
-        return inode.locked or inode.device.slow
-
     # -- asking and setting
 
     def try_get(self, handle: FileHandle, owner: int, lock: Lock) -> Lock:
@@ -103,7 +98,7 @@ class LockTable:
         are too many, or the file may no longer be opened as the caller has it open), and what
         the backing filesystem says.
         """
-        return self._try(Request(handle, owner, lock, thread, flock)) is Tried.SET
+        return self._try(LockRequest(handle, owner, lock, thread, flock)) is Tried.SET
 
     async def set(
         self,
@@ -122,7 +117,7 @@ class LockTable:
         neither F_OFD locks nor flock are looked at). When cancelled, the lock is not set, unless
         it just was: then this returns.
         """
-        request = Request(handle, owner, lock, thread, flock)
+        request = LockRequest(handle, owner, lock, thread, flock)
         tried: Tried = await self._on_its_thread(lambda: self._try(request), handle.inode)
         if tried is Tried.SET:
             return
@@ -167,7 +162,7 @@ class LockTable:
 
     # -- one try
 
-    def _try(self, request: Request) -> Tried:
+    def _try(self, request: LockRequest) -> Tried:
         inode = request.handle.inode
         with self._exclusion(inode.device):
             file = self._files.get(inode)
@@ -184,7 +179,7 @@ class LockTable:
             self._queues.wake(inode)
         return tried
 
-    def _try_flock(self, file: LockedFile, request: Request) -> tuple[Tried, bool]:
+    def _try_flock(self, file: LockedFile, request: LockRequest) -> tuple[Tried, bool]:
         """What came of it, and whether others may get more now than before."""
         handle, kind = request.handle, request.lock.kind
         had = file.flocks.get(handle)
@@ -205,7 +200,7 @@ class LockTable:
         file.flocks[handle] = kind
         return Tried.SET, had is not None
 
-    def _try_record(self, file: LockedFile, request: Request) -> tuple[Tried, bool]:
+    def _try_record(self, file: LockedFile, request: LockRequest) -> tuple[Tried, bool]:
         number, lock = request.owner, request.lock
         freed = False
         owner = file.owners.get(number)
@@ -215,7 +210,7 @@ class LockTable:
             self._forget(file, number)
             owner, freed = None, True
         if owner is None:
-            owner = Owner(lock.pid)
+            owner = LockOwner(lock.pid)
         new = Held(lock.start, lock.end, lock.kind, request.handle)
         if lock.kind == fcntl.F_UNLCK:
             if owner.held:
@@ -246,10 +241,10 @@ class LockTable:
         self._watch(file, owner, request)
         return Tried.SET, freed or weakened
 
-    def _watch(self, file: LockedFile, owner: Owner, request: Request) -> None:
+    def _watch(self, file: LockedFile, owner: LockOwner, request: LockRequest) -> None:
         """See to it that the lock just set is dropped when it should."""
         inode, handle = file.inode, request.handle
-        if not self.wants_flush(inode):
+        if not inode.wants_flush:
             # All that is open now was opened before its closing mattered.
             file.unflushed.update(
                 opened for opened in inode.opens or () if isinstance(opened, FileHandle)
@@ -296,7 +291,7 @@ class LockTable:
     async def _on_its_thread(self, call: Callable[[], Any], inode: Inode) -> Any:
         return await self._run(call, inode) if inode.device.slow else call()
 
-    def _is_deadlock(self, request: Request) -> bool:
+    def _is_deadlock(self, request: LockRequest) -> bool:
         """Whether somebody the request would wait for waits for its owner, at any remove."""
         seen: set[int] = set()
         to_see = [request]

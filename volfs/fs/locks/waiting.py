@@ -9,7 +9,7 @@ from enum import Enum, auto
 import trio
 
 from volfs.fs.inodes.inode import Inode
-from volfs.fs.locks.held import Request
+from volfs.fs.locks.held import LockRequest
 
 SOONEST = 0.001
 LATEST = 0.064
@@ -38,7 +38,7 @@ class LockQueues:
 
     def __init__(
         self,
-        attempt: Callable[[Request], Tried],
+        attempt: Callable[[LockRequest], Tried],
         run: Callable[[Callable[[], None], Inode], Awaitable[None]],
     ) -> None:
         self._attempt = attempt
@@ -46,7 +46,7 @@ class LockQueues:
         self._queues: dict[Inode, _Queue] = {}
         self._token: trio.lowlevel.TrioToken | None = None
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[LockRequest]:
         """What is waited for."""
         for queue in self._queues.values():
             for waiter in queue.waiters:
@@ -64,7 +64,7 @@ class LockQueues:
         else:
             self._wake_first(inode)
 
-    async def wait(self, request: Request, tried: Tried) -> None:
+    async def wait(self, request: LockRequest, tried: Tried) -> None:
         """Wait until a lock is set that could not be at first.
 
         Raises the OSError of a try. When cancelled the lock is not set, unless it just was:
@@ -127,8 +127,8 @@ class LockQueues:
                 waiter.woken.set()
 
     def _try_each(self, waiters: list[_Waiter]) -> None:
-        got: list[Request] = []
-        outside: list[Request] = []
+        got: list[LockRequest] = []
+        outside: list[LockRequest] = []
         for waiter in waiters:
             request = waiter.request
             # What those before it met decides for most, without a system call.
@@ -152,7 +152,7 @@ class LockQueues:
 class _Waiter:
     __slots__ = ("error", "request", "tried", "woken")
 
-    def __init__(self, request: Request, tried: Tried) -> None:
+    def __init__(self, request: LockRequest, tried: Tried) -> None:
         self.request = request
         self.tried = tried
         self.error: OSError | None = None

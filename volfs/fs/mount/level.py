@@ -8,25 +8,26 @@
 from __future__ import annotations
 
 import enum
-import logging
 import os
 from typing import TYPE_CHECKING
 
 import pyfuse3
 import trio
 
-from volfs.fs.files.cache import CachePolicy
-from volfs.fs.files.passthrough import Passthrough
+from volfs.fs.files import CachePolicy
+from volfs.fs.mount.assembly import Parts
 from volfs.fs.mount.options import MountOptions
-from volfs.fs.requests.requests import Requests
-from volfs.fs.wire.negotiation import negotiate
+from volfs.fs.plain import Entries, VolumeFS
 from volfs.linux import syscalls
-from volfs.linux.identity import Caller
 
 if TYPE_CHECKING:
     from volfs.fs.wire.session import TappedSession
 
-log = logging.getLogger(__name__)
+_TASKS = 256
+"""Requests of pyfuse3 in progress at once; those beyond wait in the kernel. High, since requests
+waiting for a filesystem that hangs must not keep the others from being read."""
+
+_FOR_ROOT = "passthrough needs root with CAP_SYS_ADMIN"
 
 
 class Level(enum.Enum):
@@ -37,20 +38,11 @@ class Level(enum.Enum):
     PASSTHROUGH = "passthrough"
 
 
-_FOR_ROOT = "passthrough needs root with CAP_SYS_ADMIN"
-
-
-def _may_pass_through() -> bool:
-    return os.geteuid() == 0 and bool(syscalls.capget()[0] & 1 << syscalls.CAP_SYS_ADMIN)
-
-
 def highest_level() -> tuple[Level, str]:
     """The level that a mount by this process can have at most as far as the kernel plays along,
     and why it is no higher one."""
     try:
-        from volfs.fs.native import _directory, _status  # noqa: F401  (all are needed)
-        from volfs.fs.wire import _tap
-        from volfs.linux import _calls  # noqa: F401
+        from volfs.fs.wire import _tap, session  # noqa: F401  (which needs all extensions)
 
         _tap.attach(pyfuse3.__file__)
     except (ImportError, RuntimeError) as error:
@@ -58,105 +50,86 @@ def highest_level() -> tuple[Level, str]:
     return (Level.PASSTHROUGH, "") if _may_pass_through() else (Level.TAP, _FOR_ROOT)
 
 
-class Kernel:
-    """What one mount has agreed with the kernel.
+class Face:
+    """Who brings the requests of one mount: the tap where it can be had, else pyfuse3.
 
-    ``level``, and ``why`` it is no higher one (empty for the highest), are known once the mount
-    answers.
+    To be made before pyfuse3 mounts ``operations``.
     """
 
-    def __init__(
-        self,
-        requests: Requests,
-        passthrough: Passthrough,
-        caller: Caller,
-        options: MountOptions,
-        scope_fd: int,
-    ) -> None:
-        self._requests = requests
-        self._passthrough = passthrough
-        self._options = options
-        self._scope_fd = scope_fd
-        self._filesystem = syscalls.filesystem_type(scope_fd)
+    def __init__(self, parts: Parts, options: MountOptions, scope_fd: int) -> None:
+        self._parts = parts
+        requests = parts.requests
+        self.operations = VolumeFS(requests, Entries(requests.inodes, requests.root, options.cache))
         self._session: TappedSession | None = None
-        self.level = Level.PLAIN
-        self.why = "the tap is switched off by no-tap"
-        if options.tap:
-            try:
-                from volfs.fs.wire.session import TappedSession
+        self._no_tap = ""
+        if not options.tap:
+            self._no_tap = "the tap is switched off by no-tap"
+            return
+        try:
+            from volfs.fs.wire.negotiation import Wishes
+            from volfs.fs.wire.session import TappedSession
 
-                self._session = TappedSession(requests, caller, options.cache, self._negotiate)
-            except (ImportError, RuntimeError) as error:
-                self.why = f"the wire cannot be tapped: {error}"
+            wishes = Wishes(
+                filesystem=syscalls.filesystem_type(scope_fd),
+                caches=options.cache is not CachePolicy.NEVER,
+                lists_by_inode=options.cache is CachePolicy.ALWAYS,
+                why_not=_why_no_passthrough(parts, options),
+            )
+            self._session = TappedSession(requests, options.cache, parts.connection, wishes)
+        except (ImportError, RuntimeError) as error:
+            self._no_tap = f"the wire cannot be tapped: {error}"
 
-    def mounted(self, nursery: trio.Nursery) -> bool:
-        """Note that pyfuse3 has mounted; whether requests are answered in the tap.
-
-        Those that have to wait run in ``nursery``.
-        """
+    def begin(self, nursery: trio.Nursery) -> int:
+        """Answer requests from now on, as pyfuse3 has mounted; those that have to wait run in
+        ``nursery``. Returns how many tasks pyfuse3 needs."""
         if self._session is None:
-            return False
-        if self._session.descriptor < 0:
+            return _TASKS
+        if not self._session.is_mounted:
             self._session.close()
             self._session = None
-            self.why = "libfuse mounted past the tap"
-            return False
+            self._no_tap = "libfuse mounted past the tap"
+            return _TASKS
         self._session.begin(nursery)
-        return True
+        return 1  # in the tap requests wait in tasks of their own, pyfuse3 only reads
 
-    def probe(self) -> None:
-        """Try passthrough, once the mount answers; without it if the kernel refuses. May block
-        for a moment."""
-        if self.level is not Level.PASSTHROUGH:
-            return
-        why = self._passthrough.probe(self._scope_fd)
-        if why:
-            self._passthrough.device = -1
-            self.level = Level.TAP
-            self.why = f"the kernel refuses passthrough of the scope's files: {why}"
+    @property
+    def level(self) -> Level:
+        """The level in effect, once the mount answers."""
+        if self._session is None:
+            return Level.PLAIN
+        return Level.TAP if self.why else Level.PASSTHROUGH
+
+    @property
+    def why(self) -> str:
+        """Why it is no higher one; empty for the highest."""
+        if self._session is None:
+            return self._no_tap
+        refusal = self._parts.passthrough.refusal
+        if refusal:
+            return f"the kernel refuses passthrough of the scope's files: {refusal}"
+        return self._parts.connection.agreement.why_not
 
     def statistics(self) -> dict[str, object]:
-        """What there is to say beside the tables' counters."""
-        numbers: dict[str, object] = {"level": self.level.value, "why": self.why}
-        if self._session is not None:
-            numbers["requests"] = self._session.counts()
-            numbers["waiting"] = self._session.waiting
-            numbers["backing_ids"] = self._passthrough.count
-        return numbers
+        """What there is to say beside the parts' counters."""
+        session = self._session.statistics() if self._session is not None else {}
+        return {"level": self.level.value, "why": self.why, **session}
 
     def close(self) -> None:
         """Let go of the session, before pyfuse3 closes it."""
-        self._passthrough.device = -1
+        self._parts.connection.close()
         if self._session is not None:
             self._session.close()
 
-    def _negotiate(self, request: bytes, reply: bytes) -> bytes:
-        assert self._session is not None
-        why = self._no_passthrough()
-        new, agreed = negotiate(
-            request,
-            reply,
-            filesystem=self._filesystem,
-            caches=self._options.cache is not CachePolicy.NEVER,
-            lists_by_inode=self._options.cache is CachePolicy.ALWAYS,
-            passthrough=not why,
-        )
-        if agreed.lists_by_inode:
-            self._session.list_by_inode()
-        # The kernels that can also drop what they have cached where such a file is written.
-        self._session.append_directly(agreed.maps_direct)
-        if agreed.passthrough:
-            self._passthrough.device = self._session.descriptor
-            self.level, self.why = Level.PASSTHROUGH, ""
-        else:
-            self.level, self.why = Level.TAP, why or agreed.why_no_passthrough
-        return new
 
-    def _no_passthrough(self) -> str:
-        if not self._options.passthrough:
-            return "passthrough is switched off by no-passthrough"
-        if not _may_pass_through():
-            return _FOR_ROOT
-        if self._requests.inodes[pyfuse3.ROOT_INODE].device.slow:
-            return "the scope is on a network filesystem"
-        return ""
+def _may_pass_through() -> bool:
+    return os.geteuid() == 0 and bool(syscalls.capget()[0] & 1 << syscalls.CAP_SYS_ADMIN)
+
+
+def _why_no_passthrough(parts: Parts, options: MountOptions) -> str:
+    if not options.passthrough:
+        return "passthrough is switched off by no-passthrough"
+    if not _may_pass_through():
+        return _FOR_ROOT
+    if parts.requests.inodes.root.device.slow:
+        return "the scope is on a network filesystem"
+    return ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Literal
 
-from volfs.fs.files.cache import CachePolicy
+from volfs.fs.files import CachePolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,3 +35,8 @@ class MountOptions:
     tap: bool = True
     passthrough: bool = True
     housekeeping_interval: float = 60.0
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """(uid, gid) of the tree's root directory."""
+        return self.root_owner or (os.geteuid(), os.getegid())

@@ -8,23 +8,18 @@ import stat
 import pyfuse3
 from pyfuse3 import EntryAttributes, ReaddirToken
 
-from volfs.fs.files.cache import CachePolicy
-from volfs.fs.files.tree import Tree
-from volfs.fs.inodes.handles import DirectoryHandle, RootHandle
-from volfs.fs.inodes.inode import Inode
-from volfs.fs.inodes.table import InodeTable
-from volfs.fs.native.status import Status, fstat, fstatat
-from volfs.fs.plain.dirent import BareEntry, can_be_bare
-from volfs.fs.root.directory import Root, can_exist
+from volfs.fs.files import CachePolicy
+from volfs.fs.inodes import DirectoryHandle, Inode, InodeTable, RootHandle
+from volfs.fs.native import Status, fstat, fstatat
+from volfs.fs.root import Root, can_exist
 
 
 class Entries:
     """Makes pyfuse3's objects, with the time for which the kernel may keep them."""
 
-    def __init__(self, inodes: InodeTable, root: Root, tree: Tree, cache: CachePolicy) -> None:
+    def __init__(self, inodes: InodeTable, root: Root, cache: CachePolicy) -> None:
         self._inodes = inodes
         self._root = root
-        self._tree = tree
         self._cache = cache
         self._timeout = cache.timeout
         self._root_timeout = cache.root_timeout
@@ -74,7 +69,6 @@ class Entries:
 
         May block.
         """
-        assert self._inodes.root is not None
         root = self._inodes.root
         reply = pyfuse3.readdir_reply
         for position, dot in ((1, b"."), (2, b"..")):
@@ -103,19 +97,13 @@ class Entries:
             return
         position = max(start, 2)
         replied = position > start
-        first = True
-        full = self._tree.listings.with_attributes(inode, first=start == 0)
-        bare = None if full or not can_be_bare() else BareEntry()
         while True:
             try:
                 found = handle.entry(position - 2)
                 if found is None:
                     return
                 position += 1
-                if bare is not None:
-                    room = self._reply_bare(handle, found, bare, token, position)
-                else:
-                    room = self._reply_full(handle, found[0], token, position, told=first)
+                room = self._reply(handle, found[0], token, position)
             except FileNotFoundError:
                 continue  # deleted since it was read
             except OSError:
@@ -125,49 +113,19 @@ class Entries:
             if not room:
                 return
             replied = True
-            first = False
 
-    def _reply_full(
-        self,
-        handle: DirectoryHandle,
-        text: str,
-        token: ReaddirToken,
-        position: int,
-        *,
-        told: bool,
+    def _reply(
+        self, handle: DirectoryHandle, text: str, token: ReaddirToken, position: int
     ) -> bool:
-        """Put an entry with its attributes into the reply; False if there was no room.
-
-        ``told``: the kernel shall not keep the attributes, so that we are told if they matter.
-        """
+        """Put an entry into the reply; False if there was no room."""
         name = os.fsencode(text)
         status = fstatat(handle.fd, name)
         child = self._inodes.remember(status, handle.inode, name, -1, lookups=0)
-        entry = self.attributes(child, status)
-        if told:
-            entry.attr_timeout = 0
-        if not pyfuse3.readdir_reply(token, name, entry, position):
+        if not pyfuse3.readdir_reply(token, name, self.attributes(child, status), position):
             self._inodes.discard(child)
             return False
         child.lookups += 1
-        child.listed = told
         return True
-
-    def _reply_bare(
-        self,
-        handle: DirectoryHandle,
-        found: tuple[str, int, int],
-        bare: BareEntry,
-        token: ReaddirToken,
-        position: int,
-    ) -> bool:
-        """Put an entry without attributes into the reply; False if there was no room."""
-        text, ino, mode = found
-        name = os.fsencode(text)
-        if mode == 0:
-            mode = fstatat(handle.fd, name).st_mode
-        bare.set(handle.inode.device.node_id(ino), mode)
-        return pyfuse3.readdir_reply(token, name, bare.entry, position)
 
     def _dot(self, inode: Inode, name: bytes, token: ReaddirToken, position: int) -> bool:
         entry = EntryAttributes()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import trio
 
-from volfs.fs.inodes.inode import Inode
+from volfs.fs.inodes import Inode
+from volfs.fs.requests.later import Later
 from volfs.linux.identity import Caller
 
 T = TypeVar("T")
@@ -55,3 +58,41 @@ class WorkerThreads:
             self._running -= 1
             for inode in inodes:
                 inode.pins -= 1
+
+    def elsewhere(self, call: Callable[[], T], *inodes: Inode, on: object = None) -> Later[T]:
+        """``call`` in a worker thread: see ``run``."""
+        return Later(lambda: self.run(call, *inodes, on=on))
+
+    def where_needed(self, call: Callable[[], T], *inodes: Inode) -> T | Later[T]:
+        """``call`` at once, or in a worker thread where the filesystem of an inode is slow."""
+        for inode in inodes:
+            if inode.device.slow:
+                return self.elsewhere(call, *inodes)
+        return call()
+
+    def stoppable(self, call: Callable[[Callable[[], bool]], T], *inodes: Inode) -> Later[T]:
+        """``call(stopping)`` in a worker thread; when its caller is interrupted, or the daemon is
+        to end, ``stopping()`` gets true, and the result is what was done until then."""
+
+        stop = threading.Event()
+
+        def stopping() -> bool:
+            if stop.is_set():
+                return True
+            try:
+                trio.from_thread.check_cancelled()
+            except trio.Cancelled:
+                return True
+            return False
+
+        return Later(lambda: self.run(lambda: call(stopping), *inodes), interrupt=stop.set)
+
+    def syncing(self, fd: int, datasync: bool, inode: Inode) -> Later[None]:
+        """fsync(2) or fdatasync(2) of an open file or directory."""
+
+        def call() -> None:
+            (os.fdatasync if datasync else os.fsync)(fd)
+
+        # Databases wait for nothing else, so the shortest way counts.
+        alone = None if inode.device.slow else call
+        return Later(lambda: self.run(call, inode), alone=alone)

@@ -1,4 +1,4 @@
-"""The requests about open directories."""
+"""The opcodes about open directories, and their listings."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ import errno
 import os
 import stat
 
-from volfs.fs.files.cache import CachePolicy
-from volfs.fs.inodes.handles import DirectoryHandle, RootHandle
-from volfs.fs.inodes.inode import ROOT_ID, Inode
+from volfs.fs.agreement import Connection
+from volfs.fs.files import CachePolicy
+from volfs.fs.inodes import ROOT_ID, DirectoryHandle, Inode, RootHandle
+from volfs.fs.native import fstatat
 from volfs.fs.native._directory import direntplus, list_bare, read_entries
-from volfs.fs.native.status import fstatat
-from volfs.fs.requests.requests import Later, Requests
+from volfs.fs.requests import Later, Requests
 from volfs.fs.wire import protocol
-from volfs.fs.wire.names import NodeRequests
+from volfs.fs.wire.entries import Entries
 from volfs.fs.wire.protocol import Opcode, Who
 from volfs.fs.wire.wire import Answer, Method
+from volfs.linux.syscalls import os_error
 
 _BARE = bytes(128)
 """An entry of a listing that does not count as looked up: its node id is 0."""
@@ -26,19 +27,26 @@ _RECORD = 128 + 24
 _DIRECTORY = stat.S_IFDIR >> 12  # as d_type
 
 
-class DirectoryRequests:
+class DirectoryOpcodes:
     """Decodes the requests, encodes the replies.
 
     Offsets below the root are the backing directory's own, so a listing goes on right whatever
-    happened to the handle: ``lists_by_inode`` says that there is none, and what was listed is
-    kept by the kernel as long as the directory's times stay the same.
+    happened to the handle: where directories are listed by inode there is none, and what was
+    listed is kept by the kernel as long as the directory's times stay the same.
     """
 
-    def __init__(self, requests: Requests, nodes: NodeRequests, cache: CachePolicy) -> None:
-        self._requests = requests
-        self._nodes = nodes
+    def __init__(
+        self, requests: Requests, entries: Entries, cache: CachePolicy, connection: Connection
+    ) -> None:
+        self._directories = requests.directories
+        self._inodes = requests.inodes
+        self._handles = requests.handles
+        self._listings = requests.listings
+        self._root = requests.root
+        self._threads = requests.threads
+        self._entries = entries
         self._caches = cache is not CachePolicy.NEVER
-        self.lists_by_inode = False
+        self._connection = connection
         self._root_handle = RootHandle()
 
     def methods(self) -> dict[Opcode, Method]:
@@ -51,10 +59,10 @@ class DirectoryRequests:
         }
 
     def _opendir(self, node_id: int, body: bytes, who: Who) -> Answer:
-        if self.lists_by_inode:
+        if self._connection.agreement.lists_by_inode:
             # The kernel asks no more, and caches what is listed.
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        handle = self._requests.opendir(node_id, who.pid)
+            raise os_error(errno.ENOSYS)
+        handle = self._directories.opendir(node_id, who.pid)
         return handle.then(self._opened) if isinstance(handle, Later) else self._opened(handle)
 
     def _opened(self, handle: DirectoryHandle | RootHandle) -> bytes:
@@ -69,14 +77,14 @@ class DirectoryRequests:
 
     def _releasedir(self, node_id: int, body: bytes, who: Who) -> Answer:
         (fh,) = protocol.U64.unpack_from(body)
-        return self._requests.releasedir(fh)
+        return self._directories.releasedir(fh)
 
     def _fsyncdir(self, node_id: int, body: bytes, who: Who) -> Answer:
         fh, flags = protocol.FSYNC_IN.unpack_from(body)
         datasync = bool(flags & protocol.FUSE_FSYNC_FDATASYNC)
-        if self.lists_by_inode:
-            return self._requests.fsync_directory(node_id, datasync)
-        return self._requests.fsyncdir(fh, datasync)
+        if self._connection.agreement.lists_by_inode:
+            return self._directories.fsync_unopened(node_id, datasync)
+        return self._directories.fsyncdir(fh, datasync)
 
     # -- listing
 
@@ -88,40 +96,43 @@ class DirectoryRequests:
 
     def _list(self, node_id: int, body: bytes, *, plus: bool) -> Answer:
         fh, offset, room = protocol.READ_IN.unpack_from(body)
+        lists_by_inode = self._connection.agreement.lists_by_inode
         if node_id == ROOT_ID:
-            handle = self._root_handle if self.lists_by_inode else None
-            root_handle = handle or self._requests.handles.directory(fh)
+            handle = self._root_handle if lists_by_inode else None
+            root_handle = handle or self._handles.directory(fh)
             assert isinstance(root_handle, RootHandle)
-            return self._requests.elsewhere(
+            return self._threads.elsewhere(
                 lambda: self._list_root(root_handle, offset, room, plus=plus), on="listing"
             )
-        inode = self._requests.inodes[node_id]
+        inode = self._inodes[node_id]
         fd = -1
-        if not self.lists_by_inode:
-            directory = self._requests.handles.directory(fh)
+        if not lists_by_inode:
+            directory = self._handles.directory(fh)
             assert isinstance(directory, DirectoryHandle)
             fd = directory.fd
 
         def call() -> bytes:
             if fd >= 0:
                 return self._list_directory(inode, fd, offset, room, plus=plus)
-            own = self._requests.tree.open_directory(inode)
+            own = self._directories.open_for_once(inode)
             try:
                 return self._list_directory(inode, own, offset, room, plus=plus)
             finally:
                 os.close(own)
 
-        return self._requests.elsewhere(call, inode) if inode.device.slow else call()
+        return self._threads.elsewhere(call, inode) if inode.device.slow else call()
 
     def _list_directory(
         self, inode: Inode, fd: int, offset: int, room: int, *, plus: bool
     ) -> bytes:
-        listings = self._requests.tree.listings
-
         def count(most: int) -> int:
             return len(read_entries(fd, 0, most))
 
-        if not plus or not listings.with_attributes(inode, first=offset == 0, count=count):
+        first = offset == 0
+        attributes = plus and self._listings.want_attributes(inode, first=first, count=count)
+        if plus:
+            self._listings.replied(inode, first=first, attributes=attributes)
+        if not attributes:
             parent = (inode.parent or inode).number
             return list_bare(fd, offset, room, plus, inode.device.base, inode.number, parent)
         reply: list[bytes] = []
@@ -140,11 +151,11 @@ class DirectoryRequests:
                 room -= len(record)
                 if room < 0:
                     if child is not None:
-                        self._requests.inodes.discard(child)
+                        self._inodes.discard(child)
                     break
                 if child is not None:
                     child.lookups += 1
-                    child.listed = told
+                    self._listings.told(child, told)
                     told = False
                 reply.append(record)
                 offset = after
@@ -165,11 +176,11 @@ class DirectoryRequests:
             return direntplus(_BARE, number, after, _DIRECTORY, name), None
         try:
             status = fstatat(fd, name)
-            child = self._requests.inodes.remember(status, inode, name, -1, lookups=0)
+            child = self._inodes.remember(status, inode, name, -1, lookups=0)
         except OSError:
             # Deleted since it was read, or not to be looked at: a look-up tells.
             return direntplus(_BARE, inode.device.node_id(ino), after, kind, name), None
-        entry = self._nodes.entry((child, status), keep=not told)
+        entry = self._entries.entry((child, status), keep=not told)
         return direntplus(entry, child.number, after, status.st_mode >> 12, name), child
 
     def _list_root(self, handle: RootHandle, start: int, room: int, *, plus: bool) -> bytes:
@@ -178,14 +189,14 @@ class DirectoryRequests:
             if start < offset:
                 reply.append(self._record(_BARE, ROOT_ID, offset, _DIRECTORY, dot, plus=plus))
         room -= sum(map(len, reply))
-        for offset, name, found in self._requests.root.entries(handle, start):
+        for offset, name, found in self._root.entries(handle, start):
             inode, status = found
-            entry = self._nodes.entry(found) if plus else _BARE
+            entry = self._entries.entry(found) if plus else _BARE
             kind = status.st_mode >> 12
             record = self._record(entry, inode.number, offset, kind, name, plus=plus)
             room -= len(record)
             if room < 0 or not plus:
-                self._requests.inodes.forget(inode.node_id, 1)
+                self._inodes.forget(inode.node_id, 1)
             if room < 0:
                 break
             reply.append(record)

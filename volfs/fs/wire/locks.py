@@ -1,26 +1,25 @@
-"""The requests about locks on open files."""
+"""The opcodes about locks on open files."""
 
 from __future__ import annotations
 
 import errno
-import os
 
 import trio
 
-from volfs.fs.locks.held import Lock
-from volfs.fs.locks.table import LockTable
-from volfs.fs.requests.requests import Later, Requests, interrupted
+from volfs.fs.locks import Lock
+from volfs.fs.requests import Later, Requests, interrupted
 from volfs.fs.wire import protocol
 from volfs.fs.wire.protocol import Opcode, Who
 from volfs.fs.wire.wire import Answer, Method
+from volfs.linux.syscalls import os_error
 
 
-class LockRequests:
+class LockOpcodes:
     """Decodes the requests, encodes the replies."""
 
-    def __init__(self, requests: Requests, locks: LockTable) -> None:
-        self._requests = requests
-        self._locks = locks
+    def __init__(self, requests: Requests) -> None:
+        self._handles = requests.handles
+        self._locks = requests.locks
 
     def methods(self) -> dict[Opcode, Method]:
         return {
@@ -31,7 +30,7 @@ class LockRequests:
 
     def _getlk(self, node_id: int, body: bytes, who: Who) -> Answer:
         fh, owner, start, end, kind, pid, _ = protocol.LK_IN.unpack_from(body)
-        handle = self._requests.handles.file(fh)
+        handle = self._handles.file(fh)
         lock = Lock(start, end, kind, pid)
         if handle.inode.device.slow:
             return Later(lambda: self._locks.get(handle, owner, lock)).then(_packed)
@@ -45,7 +44,7 @@ class LockRequests:
 
     def _set(self, body: bytes, who: Who, *, wait: bool) -> Answer:
         fh, owner, start, end, kind, pid, flags = protocol.LK_IN.unpack_from(body)
-        handle = self._requests.handles.file(fh)
+        handle = self._handles.file(fh)
         lock = Lock(start, end, kind, pid)
         flock = bool(flags & protocol.FUSE_LK_FLOCK)
         locks = self._locks
@@ -53,7 +52,7 @@ class LockRequests:
             if locks.try_set(handle, owner, lock, thread=who.pid, flock=flock):
                 return None
             if not wait:
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+                raise os_error(errno.EAGAIN)
         scope = trio.CancelScope()
 
         async def setting() -> None:

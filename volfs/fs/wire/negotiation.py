@@ -11,6 +11,8 @@ import sys
 from dataclasses import dataclass
 from struct import Struct
 
+from volfs.fs.agreement import Agreement
+
 log = logging.getLogger(__name__)
 
 _FLAGS_IN = Struct("=12xI")
@@ -51,31 +53,31 @@ class Flag(enum.IntFlag):
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
-    """What was agreed. ``maps_direct``: a file that is open past the page cache can be mapped.
-    ``why_no_passthrough`` is a reason to show, empty when there is none."""
+class Wishes:
+    """What a mount would like to agree.
 
-    passthrough: bool
+    ``filesystem`` is the f_type of the scope's filesystem; ``caches``: the kernel may keep what it
+    was told; ``lists_by_inode``: directories shall be listed without being opened. ``passthrough``:
+    the kernel shall read and write backing files itself, unless ``why_not`` says why not.
+    """
+
+    filesystem: int
+    caches: bool
     lists_by_inode: bool
-    maps_direct: bool
-    why_no_passthrough: str
+    why_not: str = ""
+
+    @property
+    def passthrough(self) -> bool:
+        return not self.why_not
 
 
 def negotiate(
-    request: bytes,
-    reply: bytes,
-    *,
-    filesystem: int,
-    caches: bool,
-    lists_by_inode: bool,
-    passthrough: bool,
-    why_no_passthrough: str = "",
+    request: bytes, reply: bytes, wishes: Wishes, *, device: int
 ) -> tuple[bytes, Agreement]:
     """Return the INIT reply as it shall be, and what it agrees.
 
-    ``request`` and ``reply`` are the bodies of INIT and of libfuse's answer. ``filesystem`` is
-    the f_type of the scope's filesystem; ``caches``: the kernel may keep what it was told;
-    ``lists_by_inode``: directories shall be listed without being opened.
+    ``request`` and ``reply`` are the bodies of INIT and of libfuse's answer, ``device`` is the
+    descriptor of the FUSE device.
     """
     (offered,) = _FLAGS_IN.unpack_from(request)
     if offered & Flag.INIT_EXT and len(request) >= _FLAGS_IN_2.size:
@@ -99,18 +101,19 @@ def negotiate(
     # Listings decide themselves which entries carry attributes; changes behind the mount must
     # not leave stale pages; libfuse takes the longer SETXATTR for the shorter.
     refused = Flag.READDIRPLUS_AUTO | Flag.EXPLICIT_INVAL_DATA | Flag.SETXATTR_EXT
-    if caches:
+    if wishes.caches:
         wanted |= Flag.CACHE_SYMLINKS | Flag.READDIRPLUS
     else:  # an entry whose attributes may not be kept is as well listed without
         refused |= Flag.READDIRPLUS
-    if passthrough:
+    if wishes.passthrough:
         wanted |= Flag.PASSTHROUGH
-    if lists_by_inode:
+    if wishes.lists_by_inode:
         wanted |= Flag.NO_OPENDIR_SUPPORT
     flags = (flags | wanted) & offered & ~refused
-    if passthrough and not flags & Flag.PASSTHROUGH:
-        passthrough = False
-        why_no_passthrough = "the kernel does not offer it (it came with Linux 6.9)"
+    passthrough = bool(flags & Flag.PASSTHROUGH)
+    why_not = wishes.why_not
+    if not passthrough and not why_not:
+        why_not = "the kernel does not offer it (it came with Linux 6.9)"
     out[_FLAGS_OUT : _FLAGS_OUT + 4] = (flags & 0xFFFFFFFF).to_bytes(4, sys.byteorder)
     out[_BACKGROUND_OUT : _BACKGROUND_OUT + 4] = _BACKGROUND.to_bytes(2, sys.byteorder) + (
         _BACKGROUND * 3 // 4
@@ -118,9 +121,13 @@ def negotiate(
     out[_FLAGS_OUT_2 : _FLAGS_OUT_2 + 4] = (flags >> 32).to_bytes(4, sys.byteorder)
     # The depth counts the filesystems stacked on each other, ours among them: no more than needed,
     # so that an overlayfs can be mounted above.
-    depth = (2 if filesystem in _STACKING else 1) if passthrough else 0
+    depth = (2 if wishes.filesystem in _STACKING else 1) if passthrough else 0
     out[_DEPTH_OUT : _DEPTH_OUT + 4] = depth.to_bytes(4, sys.byteorder)
     log.debug("INIT: offered %s, agreed %s", Flag(offered), Flag(flags))
-    by_inode = lists_by_inode and bool(flags & Flag.NO_OPENDIR_SUPPORT)
-    maps_direct = bool(flags & Flag.DIRECT_IO_ALLOW_MMAP)
-    return bytes(out), Agreement(passthrough, by_inode, maps_direct, why_no_passthrough)
+    return bytes(out), Agreement(
+        device=device,
+        lists_by_inode=wishes.lists_by_inode and bool(flags & Flag.NO_OPENDIR_SUPPORT),
+        maps_direct=bool(flags & Flag.DIRECT_IO_ALLOW_MMAP),
+        passthrough=passthrough,
+        why_not=why_not,
+    )

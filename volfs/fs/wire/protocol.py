@@ -6,10 +6,11 @@ Bodies are what follows the header of a request or a reply.
 from __future__ import annotations
 
 import enum
+import os
 from struct import Struct
 from typing import NamedTuple
 
-from volfs.fs.native.status import Status
+from volfs.fs.native import Status
 
 
 class Opcode(enum.IntEnum):
@@ -108,6 +109,7 @@ COPY_IN = Struct("=7Q")  # fh, offset, target's node id, fh and offset, length, 
 IOCTL_IN = Struct("=QIIQII")  # fh, flags, command, argument, size in, size out
 IOCTL_OUT = Struct("=iIII")  # result, flags, and two counts
 STATX_IN = Struct("=8xQII")  # fh, flags, mask
+KSTATFS = Struct("=5Q4I24x")
 ATTR_OUT = Struct("=QI4xQQQqqqIIIIIIIIII")
 
 STATX_OUT = Struct("=32xII8xIIIH2xQQQ8xqI4x16xqI4xqI4x16x112x")
@@ -180,4 +182,22 @@ def statx_out(status: Status, node_id: int) -> bytes:
         status.st_ctime_ns % _NS,
         status.st_mtime_ns // _NS,
         status.st_mtime_ns % _NS,
+    )
+
+
+def statfs_out(status: os.statvfs_result) -> bytes:
+    """struct fuse_kstatfs.
+
+    It has no place for the mount's flags and the filesystem's id: the kernel shows its own.
+    """
+    return KSTATFS.pack(
+        status.f_blocks,
+        status.f_bfree,
+        status.f_bavail,
+        status.f_files,
+        status.f_ffree,
+        min(status.f_bsize, 0xFFFF_FFFF),
+        min(status.f_namemax, 0xFFFF_FFFF),
+        min(status.f_frsize, 0xFFFF_FFFF),
+        0,
     )

@@ -1,9 +1,7 @@
 """Wire: requests answered where they are read, and how they are answered.
 
-Each kind of request has a method that takes node id, body and sender, and gives the body of the
-reply, None where it is empty, an errno, or a Later of these. They stand in tables: node_requests
-(what names, or is about, an inode), file_requests, directory_requests and lock_requests (what is
-about something open).
+Each opcode has a method that takes node id, body and sender, and gives an Answer. They stand in
+tables: ``names``, ``attributes``, ``files``, ``directories`` and ``locks``.
 """
 
 from __future__ import annotations
@@ -15,17 +13,24 @@ from typing import Any
 
 import trio
 
-from volfs.fs.inodes.handles import Data
-from volfs.fs.requests.failures import errno_of
-from volfs.fs.requests.requests import Later
-from volfs.fs.requests.threads import WAITING
+from volfs.fs.inodes import Data
+from volfs.fs.requests import WAITING, Later, errno_of
 from volfs.fs.wire import _tap
 from volfs.fs.wire.protocol import U64, Opcode, Who, opcode_name
 
 log = logging.getLogger(__name__)
 
 Answer = Data | int | Later[Any] | None
+"""The body of the reply, None where that is empty; an errno; or a Later of these."""
+
 Method = Callable[[int, bytes, Who], Answer]
+
+_EMPTY = 0
+_LATER = None
+_BY_A_THREAD = ...
+"""What the tap is told of a request instead of a body or an errno: success, and there is nothing
+to say; it is answered later, for which the event loop has to run; a thread answers it, for which
+the event loop need not run. (See on_request in _tap.pyi.)"""
 
 _ANONYMOUS = Who(0, 0, 0)
 _FOR_ANYBODY = frozenset(
@@ -55,13 +60,12 @@ class Wire:
     """Answers the requests of the tables, in the tap.
 
     ``take_back(opcode, body)`` undoes what a reply gave away that nobody was there to receive.
-    ``nursery`` is where requests that have to wait run; to be set before the first.
     """
 
     def __init__(
         self, methods: Mapping[Opcode, Method], take_back: Callable[[int, bytes], None]
     ) -> None:
-        self.nursery: trio.Nursery | None = None
+        self._nursery: trio.Nursery | None = None
         self._take_back = take_back
         self._threads = ThreadPoolExecutor(WAITING, "alone")
         self._waiting: dict[int, Callable[[], object] | None] = {}
@@ -70,9 +74,15 @@ class Wire:
         _tap.on_request(Opcode.INTERRUPT, self._interrupt)
         _tap.on_abandoned(self._abandoned)
 
-    def begin(self) -> None:
-        """Go from one request to the next without the event loop from now on."""
-        _tap.set_drain(_TURN, _SPIN, _LINGER_MS)
+    def begin(self, nursery: trio.Nursery) -> None:
+        """Answer requests from now on; those that have to wait run in ``nursery``."""
+        self._nursery = nursery
+        self._go_on()
+
+    def start(self, later: Later[Any]) -> None:
+        """Have something done that nobody waits for."""
+        if self._nursery is not None:
+            self._nursery.start_soon(later)
 
     def close(self) -> None:
         """Have what runs without the event loop end."""
@@ -94,13 +104,13 @@ class Wire:
             except Exception as error:  # noqa: BLE001  (errno_of logs what is unexpected)
                 return errno_of(error, name)
             if result is None:
-                return 0
+                return _EMPTY
             if isinstance(result, Later):
                 if result.alone is not None:
                     self._threads.submit(self._answer_alone, opcode, unique, result.alone)
-                    return ...
+                    return _BY_A_THREAD
                 self._start(opcode, unique, result)
-                return None
+                return _LATER
             return result
 
         return answer
@@ -111,8 +121,12 @@ class Wire:
         if not self._waiting:
             _tap.set_drain(_TURN_WHILE_WAITING, 0, 0)  # the event loop has something to do
         self._waiting[unique] = later.interrupt
-        assert self.nursery is not None
-        self.nursery.start_soon(self._finish, opcode, unique, later)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._finish, opcode, unique, later)
+
+    def _go_on(self) -> None:
+        """Go from one request to the next without the event loop."""
+        _tap.set_drain(_TURN, _SPIN, _LINGER_MS)
 
     async def _finish(self, opcode: Opcode, unique: int, later: Later[Any]) -> None:
         error, body = 0, None
@@ -123,7 +137,7 @@ class Wire:
         finally:
             del self._waiting[unique]
             if not self._waiting:
-                self.begin()
+                self._go_on()
         if isinstance(body, int):
             error, body = body, None
         if not self._reply(opcode, unique, error, body or b"") and not error:

@@ -1,0 +1,253 @@
+"""Opening: files and directories opened, created and closed below the volumes.
+
+Plain synchronous functions, as those of ``names``.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import NamedTuple
+
+from volfs.fs.agreement import Connection
+from volfs.fs.files.attributes import setgid_as_asked
+from volfs.fs.files.cache import CachePolicy
+from volfs.fs.files.names import Found
+from volfs.fs.files.passthrough import Passthrough
+from volfs.fs.inodes import Data, DirectoryHandle, FileHandle, HandleTable, Inode, InodeTable
+from volfs.fs.native import fstat
+from volfs.linux.identity import UNRESERVED, Caller, Requester
+
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+_NOT_PASSED = os.O_DIRECT | os.O_NOFOLLOW | os.O_APPEND
+"""Flags of a caller's open(2) that are not for the backing file. O_DIRECT is between the caller
+and the kernel: reads and writes reach us either way, in buffers without the alignment that it
+would ask of us. O_NOFOLLOW was obeyed by the kernel, and would stop us at /proc. With O_APPEND,
+pwrite(2) ignores the offset: see FileHandle.write."""
+
+_NOT_FOR_UNNAMED = _NOT_PASSED | os.O_CREAT | os.O_TRUNC
+
+_PRIVILEGES = stat.S_ISUID | stat.S_ISGID
+
+
+class Opened(NamedTuple):
+    """A file that was opened, and how the kernel is to treat it.
+
+    ``backing``: the backing id with which it reads and writes itself, 0 if the daemon serves it.
+    ``direct``: reads and writes go past the page cache. ``flush``: each close of a descriptor
+    is to be told.
+    """
+
+    handle: FileHandle
+    backing: int
+    direct: bool
+    flush: bool
+
+
+class Opening:
+    """The requests that open and close, on the tables shared with the root."""
+
+    def __init__(
+        self,
+        inodes: InodeTable,
+        handles: HandleTable,
+        identity: Caller,
+        cache: CachePolicy,
+        passthrough: Passthrough,
+        connection: Connection,
+    ) -> None:
+        self._inodes = inodes
+        self._handles = handles
+        self._identity = identity
+        self._cache = cache
+        self._passthrough = passthrough
+        self._connection = connection
+        self._root = os.geteuid() == 0
+        # The names in this directory stand for our own descriptors, O_PATH ones among them.
+        self._descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def close(self) -> None:
+        os.close(self._descriptors)
+
+    # -- files
+
+    def open(self, inode: Inode, flags: int, pid: int) -> Opened:
+        """Open a file and put it into the handle table.
+
+        Where the kernel reads the backing file itself and has checked all there is to check,
+        that takes no descriptor of ours.
+        """
+        backed = self._passthrough.acquire(inode)
+        try:
+            if backed and inode.fd >= 0 and not flags & (os.O_ACCMODE | os.O_TRUNC):
+                handle = FileHandle(-1, inode, flags, pid)
+            else:
+                fd = self._open_backing(inode, flags)
+                handle = FileHandle(fd, inode, flags, pid)
+                handle.keeps_cache = not backed and self._keeps_cache(inode, fd)
+        except BaseException:
+            if backed and not inode.opens:
+                self._passthrough.release(inode)
+            raise
+        self._handles.add_file(handle)
+        return self._opened(handle)
+
+    def _opened(self, handle: FileHandle, mode: int | None = None) -> Opened:
+        """How an open file is to be treated; ``mode`` is its st_mode if that is known."""
+        inode = handle.inode
+        if inode.backing:
+            direct = False
+            if handle.fd >= 0:  # for writing
+                mode = fstat(handle.fd).st_mode if mode is None else mode
+                # Writing takes these away, which the daemon has to see to.
+                direct = bool(mode & _PRIVILEGES)
+        else:
+            # The page cache would cut an append in two where it crosses a page; another process's
+            # record could come between. A file that is so opened must still be mappable.
+            direct = handle.appending and self._connection.agreement.maps_direct
+        # Local filesystems report no errors at close.
+        return Opened(handle, inode.backing, direct, inode.wants_flush)
+
+    def write(self, handle: FileHandle, data: Data, offset: int, append: bool | None) -> int:
+        """FileHandle.write, without what the filesystem reserves for root."""
+        if self._root and handle.inode.device.reserves:
+            with self._identity.acting(UNRESERVED, UNRESERVED, 0):
+                return handle.write(data, offset, append)
+        return handle.write(data, offset, append)
+
+    def descriptor(self, handle: FileHandle) -> int:
+        """The descriptor of an open file, opened now if it was not needed so far."""
+        if handle.fd < 0:
+            fd = self._open_backing(handle.inode, os.O_RDONLY)
+            if handle.fd < 0:
+                handle.fd = fd
+                self._handles.descriptors += 1
+            else:  # another thread was faster
+                os.close(fd)
+        return handle.fd
+
+    def open_again(self, inode: Inode, flags: int) -> int:
+        """A further descriptor of a file, opened with the access mode in ``flags``."""
+        return self._open_backing(inode, flags)
+
+    def _open_backing(self, inode: Inode, flags: int) -> int:
+        backing = flags & ~(_NOT_PASSED | os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
+        name = str(self._inodes.reach(inode))
+        try:
+            return os.open(name, backing, dir_fd=self._descriptors)
+        except PermissionError:
+            if not flags & os.O_APPEND:
+                raise
+            # An append-only file (chattr +a) is opened for appending, or not for writing at all.
+            return os.open(name, backing | os.O_APPEND, dir_fd=self._descriptors)
+
+    def _keeps_cache(self, inode: Inode, fd: int) -> bool:
+        """Whether what the kernel has cached of the file or directory being opened is right."""
+        if self._cache is CachePolicy.ALWAYS:
+            return True
+        if self._cache is CachePolicy.NEVER:
+            return False
+        status = fstat(fd)
+        # ctime tells what was made to look unchanged (touch -r, rsync --times).
+        version = (status.st_mtime_ns, status.st_ctime_ns, status.st_size)
+        same = inode.version == version
+        inode.version = version
+        return same
+
+    def create(
+        self, parent: Inode, name: bytes, mode: int, flags: int, ctx: Requester
+    ) -> tuple[Opened, Found]:
+        directory = self._inodes.reach(parent)
+        backing = flags & ~_NOT_PASSED | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            with self._identity.acting(ctx.uid, ctx.gid, ctx.umask), setgid_as_asked(mode):
+                fd = os.open(name, backing, stat.S_IMODE(mode), dir_fd=directory)
+        except FileExistsError:
+            if flags & os.O_EXCL:
+                raise
+            # It appeared behind the mount, so the kernel has not checked whether the caller may
+            # open it. ESTALE makes it look the name up and go through its checks.
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+        return self._created_open(fd, parent, name, flags, ctx.pid)
+
+    def tmpfile(self, parent: Inode, mode: int, flags: int, ctx: Requester) -> tuple[Opened, Found]:
+        """A file without a name, open."""
+        directory = self._inodes.reach(parent)
+        with self._identity.acting(ctx.uid, ctx.gid, ctx.umask), setgid_as_asked(mode):
+            fd = make_unnamed(directory, flags, mode)
+        return self._created_open(fd, parent, b"", flags, ctx.pid)
+
+    def _created_open(
+        self, fd: int, parent: Inode, name: bytes, flags: int, pid: int
+    ) -> tuple[Opened, Found]:
+        try:
+            status = fstat(fd)
+            inode = self._inodes.remember(status, parent, name, -1, created=True)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._passthrough.acquire(inode, fd)
+        handle = FileHandle(fd, inode, flags, pid)
+        self._handles.add_file(handle)
+        return self._opened(handle, status.st_mode), (inode, status)
+
+    def release(self, handle: FileHandle) -> None:
+        """Close a file that is off the handle table."""
+        inode = handle.inode
+        try:
+            if handle.fd >= 0:
+                self._inodes.descriptors.released(inode, handle.fd)
+        finally:
+            handle.close()
+            if inode.backing and not inode.opens:
+                self._passthrough.release(inode)
+
+    # -- directories
+
+    def opendir(self, inode: Inode, pid: int) -> DirectoryHandle:
+        """Open a directory and put it into the handle table."""
+        fd = self.open_directory(inode)
+        handle = DirectoryHandle(fd, inode, pid, keeps_cache=self._keeps_cache(inode, fd))
+        self._handles.add_directory(handle)
+        return handle
+
+    def open_directory(self, inode: Inode) -> int:
+        """A descriptor to list a directory with."""
+        fd = self._inodes.reach(inode)
+        # By "." it must be searchable, which everything is to root, and is quicker.
+        if self._root:
+            return os.open(".", _LIST, dir_fd=fd)
+        return os.open(str(fd), _LIST, dir_fd=self._descriptors)
+
+    def releasedir(self, handle: DirectoryHandle) -> None:
+        """Close a directory that is off the handle table."""
+        try:
+            self._inodes.descriptors.released(handle.inode, handle.fd)
+        finally:
+            handle.close()
+
+
+def make_unnamed(directory: int, flags: int, mode: int) -> int:
+    """Make a file without a name on the filesystem of a directory; return its open descriptor.
+
+    ``directory`` may be O_PATH. ``flags`` are those of the request: the access mode counts, and
+    O_EXCL, which says that the file will never get a name. ``mode`` is without the file type.
+    Owner, umask, setgid directory and default ACL are as for a named file: call it as the caller
+    (Identity.acting), and with KeepingSetgid for a mode with S_ISGID.
+
+    It gets a name by a LINK request, which the kernel lets through at a link count of 0 only for
+    such a file (I_LINKABLE); on the backing filesystem the same holds.
+
+    Raises OSError(EOPNOTSUPP) where the filesystem has no such files.
+    """
+    flags = flags & ~_NOT_FOR_UNNAMED | os.O_TMPFILE | os.O_CLOEXEC
+    try:
+        return os.open(".", flags, stat.S_IMODE(mode), dir_fd=directory)
+    except OSError as error:
+        # EISDIR is how open(2) says that it does not know of it; ENOSYS would be taken for an
+        # answer for the whole mount.
+        if error.errno in (errno.EISDIR, errno.ENOSYS):
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP)) from None
+        raise

@@ -1,0 +1,235 @@
+"""Reaching an inode: the descriptors that are kept, and how one without is found again.
+
+Only the most recently used inodes keep their O_PATH descriptor. The others are reached again by
+file handle where the backing filesystem and our privileges allow it, else by parent and name.
+Whichever way, what is reached is checked to be the same inode, so a recycled inode number is
+never taken for the old file: the answer is ESTALE, upon which the kernel looks the name up again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import threading
+from collections import OrderedDict
+
+from volfs.fs.inodes.inode import DEEPEST, ROOT_ID, Inode
+from volfs.fs.native import fstat
+from volfs.linux import calls, syscalls
+
+_LEAST = 16
+"""One request uses a few descriptors at once; they must not evict each other."""
+
+REACH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Descriptors:
+    """The O_PATH descriptors of inodes. Safe to use from worker threads, under ``lock``.
+
+    ``limit`` is how many descriptors the process may have, ``reserved`` how many of them are for
+    other things than inodes and what is open in the tree. Three quarters at most are kept O_PATH,
+    fewer when many files are open.
+    """
+
+    def __init__(self, limit: int, reserved: int = 0) -> None:
+        self.lock = threading.RLock()
+        self._limit = limit
+        self._reserved = reserved + max(_LEAST, limit // 64)
+        self._capacity = 0
+        self._recent: OrderedDict[Inode, None] = OrderedDict()
+        self.make_room(0)
+
+    def __len__(self) -> int:
+        """How many are kept."""
+        return len(self._recent)
+
+    def reach(self, inode: Inode) -> int:
+        """A descriptor of the inode, valid until the next call by this thread that may evict.
+
+        Possibly O_PATH. Raises OSError(ESTALE) when the file cannot be found as itself again.
+        """
+        fd = inode.fd
+        if fd >= 0:
+            try:
+                self._recent.move_to_end(inode)
+            except KeyError:
+                pass  # a worker thread evicted it this instant
+            else:
+                return fd
+        for handle in inode.opens or ():
+            if handle.fd >= 0:
+                return handle.fd
+        if inode.gone:
+            raise _stale()
+        return self._open_again(inode)
+
+    def used(self, inode: Inode) -> bool:
+        """Note that the descriptor of an inode is used; False if it was evicted this instant."""
+        try:
+            self._recent.move_to_end(inode)
+        except KeyError:
+            return False
+        return True
+
+    def keep(self, inode: Inode, fd: int) -> None:
+        """Take over ``fd``, an O_PATH descriptor of an inode that has none."""
+        inode.fd = fd
+        self._recent[inode] = None
+        if len(self._recent) > self._capacity:
+            self._evict_oldest(inode)
+
+    def drop(self, inode: Inode) -> None:
+        """Close the inode's descriptor if it has one."""
+        if inode.fd >= 0:
+            del self._recent[inode]
+            os.close(inode.fd)
+            inode.fd = -1
+
+    def evict(self, inode: Inode) -> None:
+        """Close the inode's descriptor, keeping what finds it again."""
+        with self.lock:
+            if inode.fd >= 0 and not inode.pins and not inode.backing:
+                learn_file_handle(inode, inode.fd)
+                self.drop(inode)
+
+    def released(self, inode: Inode, fd: int) -> None:
+        """Note that ``fd``, an open handle of ``inode`` and maybe its last, is to be closed."""
+        if inode.fd < 0 and not inode.opens:
+            learn_file_handle(inode, fd)
+
+    def make_room(self, opens: int) -> None:
+        """Adapt to ``opens`` descriptors being used by open files and directories."""
+        self._capacity = max(
+            min(self._limit * 3 // 4, self._limit - self._reserved - opens), _LEAST
+        )
+        if len(self._recent) > self._capacity:
+            with self.lock:
+                self._evict_oldest()
+
+    def release_deleted(self, limit: int) -> int:
+        """Look at the ``limit`` least recently used descriptors; let go of deleted files.
+
+        A kept descriptor keeps a file's blocks on disk; for one deleted behind the mount nobody
+        would tell us. (On a network filesystem it keeps none here, and looking could block.)
+        Returns how many were looked at.
+        """
+        oldest = []
+        with self.lock:
+            for inode in self._recent:
+                oldest.append(inode)
+                if len(oldest) == limit:
+                    break
+        for inode in oldest:
+            with self.lock:
+                if inode.fd < 0 or inode.device.slow:
+                    continue
+                status = fstat(inode.fd)
+                used = inode.pins or inode.backing
+                if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and not used:
+                    learn_file_handle(inode, inode.fd)
+                    self.drop(inode)
+                else:
+                    self._recent.move_to_end(inode)
+        return len(oldest)
+
+    def close(self) -> None:
+        """Close all."""
+        for inode in list(self._recent):
+            self.drop(inode)
+
+    def _open_again(self, inode: Inode) -> int:
+        """Open what has no descriptor: by file handle, else from the next directory above that
+        has or gets one, name by name."""
+        above: list[Inode] = []
+        here = inode
+        lent: list[int] = []
+        try:
+            while True:
+                if here.reopens and here.file_handle is not None:
+                    fd = syscalls.open_by_handle_at(here.device.anchor, here.file_handle, os.O_PATH)
+                    fd = self._keep_or_lend(here, fd, inode, lent)
+                    break
+                above.append(here)
+                parent = here.parent
+                if parent is None or parent.node_id == ROOT_ID or len(above) > DEEPEST:
+                    # A volume's top directory: only the store can say where it is now.
+                    raise _stale()
+                here = parent
+                if here.fd >= 0 or here.opens or here.gone:  # (a directory's handle has one)
+                    fd = self.reach(here)
+                    break
+            for child in reversed(above):
+                fd = self._keep_or_lend(child, _open_child(fd, child), inode, lent)
+            return fd
+        finally:
+            for fd in lent:
+                os.close(fd)
+
+    def _keep_or_lend(self, inode: Inode, fd: int, target: Inode, lent: list[int]) -> int:
+        """Keep a descriptor opened on the way to ``target``, unless the kernel has forgotten the
+        directory: then it serves for the way only."""
+        with self.lock:
+            if inode is not target and inode.forgotten:
+                lent.append(fd)
+            elif inode.fd >= 0:  # another thread was faster
+                os.close(fd)
+                return inode.fd
+            else:
+                self.keep(inode, fd)
+        return fd
+
+    def _evict_oldest(self, kept: Inode | None = None) -> None:
+        """Make room, but never by ``kept``, which was needed this instant."""
+        for _ in range(len(self._recent) - self._capacity + _LEAST):
+            if len(self._recent) <= self._capacity:
+                break
+            inode = next(iter(self._recent))
+            if inode is kept:
+                break
+            learn_file_handle(inode, inode.fd)
+            if inode.pins or inode.backing or (inode.is_volume_top and not inode.reopens):
+                # In use by a worker thread, open without a descriptor of its own, or not to be
+                # found again by the table alone.
+                self._recent.move_to_end(inode)
+                continue
+            self.drop(inode)
+
+
+def learn_file_handle(inode: Inode, fd: int) -> None:
+    """Have the inode know its file handle; ``fd`` is a descriptor of it."""
+    if inode.file_handle is None:
+        inode.file_handle, mount_id = file_handle_of(fd)
+        # On another mount of the device its options could be others (a read-only bind mount).
+        inode.reopens = inode.device.anchor >= 0 and mount_id == inode.device.mount_id
+
+
+def file_handle_of(fd: int) -> tuple[bytes | None, int]:
+    """The file handle behind ``fd`` and the id of its mount; None where there are none."""
+    try:
+        return calls.name_to_handle_at(fd)
+    except OSError as error:
+        if error.errno in syscalls.NO_HANDLES:
+            return None, -1
+        raise
+
+
+def _open_child(directory: int, inode: Inode) -> int:
+    """Open ``inode`` by its name in ``directory``. Raises OSError(ESTALE) if that is another."""
+    try:
+        fd = os.open(inode.name, REACH, dir_fd=directory)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _stale() from None
+    status = fstat(fd)
+    if (
+        status.st_ino != inode.ino
+        or status.st_dev != inode.device.dev
+        or (inode.file_handle is not None and inode.file_handle != file_handle_of(fd)[0])
+    ):
+        os.close(fd)
+        raise _stale()
+    return fd
+
+
+def _stale() -> OSError:
+    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))

@@ -1,0 +1,192 @@
+"""Serving the tree: mounted, requests answered, unmounted at the end."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import resource
+import signal
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+
+import pyfuse3
+import trio
+
+from volfs.errors import MountError
+from volfs.fs.inodes import Descriptors
+from volfs.fs.mount.assembly import Parts, assemble
+from volfs.fs.mount.companion import Companion, Service
+from volfs.fs.mount.level import Face
+from volfs.fs.mount.mounting import detach, mount, unmount
+from volfs.fs.mount.options import MountOptions
+from volfs.fs.requests import WorkerThreads
+from volfs.linux.identity import Caller
+from volfs.store import VolumeStore
+
+log = logging.getLogger(__name__)
+level_log = logging.getLogger("volfs.level")
+"""Says at which level a tree is served, once for each mount; worth a line in every log."""
+_TABLE = 1 << 16
+"""Descriptors at most that the kernel's table has room for from the start; 8 bytes each."""
+
+_SWEEP_INTERVAL = 5.0
+_SWEEP_SIZE = 1000
+
+
+async def serve(
+    store: VolumeStore,
+    scope: str,
+    mountpoint: str,
+    options: MountOptions,
+    ready: Callable[[], None],
+    service: Service | None = None,
+) -> None:
+    """Mount the tree of ``store`` at ``mountpoint`` and serve it until it is unmounted.
+
+    ``scope`` is the real path that the mount shows as its source. ``service`` is served beside
+    the tree: see Companion. ``ready`` is called once, when the mount answers and the service has
+    started. SIGTERM and SIGINT unmount and return. Raises MountError, or in an ExceptionGroup
+    what kept the service from starting.
+
+    Changes the process for good: umask, groups and capabilities (see Caller.take_privileges).
+    """
+    identity = Caller()
+    identity.take_privileges()
+    logging.getLogger("pyfuse3").addFilter(_is_news)
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    scope_fd = os.open(scope, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _enlarge_descriptor_table(scope_fd, limit)
+    chores = _Chores(store, options)
+    parts = assemble(
+        store,
+        scope_fd,
+        options,
+        identity,
+        Descriptors(limit, reserved=len(os.listdir("/proc/self/fd"))),
+        statistics=lambda: {**face.statistics(), **parts.statistics()},
+        on_volume_removed=chores.hurry,
+    )
+    face = Face(parts, options, scope_fd)
+    target = await trio.to_thread.run_sync(os.path.realpath, mountpoint)
+    own_mount = os.geteuid() == 0
+    companion = Companion(service)
+    # Before there is a mount, so that a signal never ends the process and leaves one behind.
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        try:
+            mount(face.operations, scope, target, options)
+            try:
+                async with trio.open_nursery() as nursery:
+                    tasks = face.begin(nursery)
+                    nursery.start_soon(_unmount_upon, signals, target, companion)
+                    nursery.start_soon(chores.run, parts.requests.threads)
+                    nursery.start_soon(_sweep, parts.descriptors)
+                    nursery.start_soon(
+                        _announce, target, parts, face, scope_fd, companion, nursery, ready
+                    )
+                    try:
+                        await pyfuse3.main(max_tasks=tasks)
+                    finally:
+                        chores.stop()
+                        nursery.cancel_scope.cancel()
+            finally:
+                if own_mount:
+                    detach(target, scope)
+                last = parts.statistics()
+                face.close()
+                pyfuse3.close(unmount=not own_mount)
+                log.info("unmounted: %s", last)
+        finally:
+            parts.close()
+            os.close(scope_fd)
+
+
+def _enlarge_descriptor_table(fd: int, limit: int) -> None:
+    """Have room for as many descriptors as will be used, by using a high number for a moment.
+
+    Else the kernel doubles the table when it is full, and in a process with threads waits for all
+    processors to have seen that (expand_fdtable in fs/file.c): milliseconds amid requests.
+    """
+    with suppress(OSError):
+        os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, min(limit, _TABLE) - 1))
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of pyfuse3 is worth a line. That a reply comes too late is not: ENOENT
+    says that the kernel has given the request up, as it does when unmounting."""
+    return not (
+        record.msg.endswith("fuse_reply_* failed with %s")
+        and record.args == (os.strerror(errno.ENOENT),)
+    )
+
+
+# -- beside the requests
+
+
+async def _announce(
+    target: str,
+    parts: Parts,
+    face: Face,
+    scope_fd: int,
+    companion: Companion,
+    nursery: trio.Nursery,
+    ready: Callable[[], None],
+) -> None:
+    await trio.to_thread.run_sync(os.stat, target)
+    parts.passthrough.probe(scope_fd)
+    why = f" ({face.why})" if face.why else ""
+    level_log.info("serving at %s, level %s%s", target, face.level.value, why)
+    await companion.begin(nursery)
+    ready()
+
+
+async def _unmount_upon(signals: AsyncIterator[int], target: str, companion: Companion) -> None:
+    number = await anext(signals)
+    log.info("unmounting upon %s", signal.Signals(number).name)
+    await companion.end()
+    try:
+        # The event loop goes on serving while the kernel writes back and unmounts.
+        await trio.to_thread.run_sync(unmount, target)
+    except (MountError, OSError) as error:
+        log.info("%s; it goes away for new users, and for all when the daemon ends", error)
+    pyfuse3.terminate()
+
+
+class _Chores:
+    """The store's chores, from time to time and when a volume was removed."""
+
+    def __init__(self, store: VolumeStore, options: MountOptions) -> None:
+        self._store = store
+        self._interval = options.housekeeping_interval
+        self._hurried = trio.Event()
+        self._stopping = threading.Event()
+
+    def hurry(self) -> None:
+        """Have the next round begin now."""
+        self._hurried.set()
+
+    def stop(self) -> None:
+        """Have a round that is under way end soon."""
+        self._stopping.set()
+
+    async def run(self, threads: WorkerThreads) -> None:
+        """Do them until cancelled."""
+        while True:
+            try:
+                await threads.run(
+                    lambda: self._store.housekeep(self._stopping.is_set), on="housekeeping"
+                )
+            except Exception:
+                log.exception("housekeeping failed; it is tried again")
+            with trio.move_on_after(self._interval):
+                await self._hurried.wait()
+            self._hurried = trio.Event()
+
+
+async def _sweep(descriptors: Descriptors) -> None:
+    """Let go of files deleted behind the mount, a part of the table at a time."""
+    while True:
+        await trio.sleep(_SWEEP_INTERVAL)
+        descriptors.release_deleted(_SWEEP_SIZE)

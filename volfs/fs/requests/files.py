@@ -1,0 +1,266 @@
+"""The requests on open files: open, create, read, write, sync, close; ranges, flags."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import time
+from collections.abc import Callable
+
+from volfs.fs.files import Found, Opened, Opening, flags, ranges
+from volfs.fs.inodes import (
+    ROOT_ID,
+    Data,
+    DirectoryHandle,
+    FileHandle,
+    Handle,
+    HandleTable,
+    InodeTable,
+)
+from volfs.fs.locks import LockTable
+from volfs.fs.requests.later import Later
+from volfs.fs.requests.threads import WorkerThreads
+from volfs.linux.identity import Caller, Requester
+from volfs.linux.syscalls import os_error
+
+_STALL_NS = 10_000_000
+_STALL_MEMORY_NS = 1_000_000_000
+"""A write that took longer than the first (the kernel throttles writers when too many pages are
+dirty) sends writes to worker threads for as long as the second, in nanoseconds."""
+
+_READ_BUFFER = 1 << 20
+
+_OPENS = 8
+"""After so many opens room is made for as many."""
+
+
+class FileRequests:
+    """What passthrough leaves to the daemon; with it, opening and closing only."""
+
+    def __init__(
+        self,
+        inodes: InodeTable,
+        handles: HandleTable,
+        opening: Opening,
+        locks: LockTable,
+        identity: Caller,
+        threads: WorkerThreads,
+    ) -> None:
+        self._inodes = inodes
+        self._handles = handles
+        self._opening = opening
+        self._locks = locks
+        self._identity = identity
+        self._threads = threads
+        self._stalled_until = 0
+        self._opened = _OPENS - 1
+        # Replies are copied to the kernel before anything else runs, so one buffer serves all.
+        # At the begin of a page: copying a page to 16 bytes after one, where malloc(3) puts large
+        # blocks, takes five times as long.
+        self._buffer = memoryview(mmap.mmap(-1, _READ_BUFFER))
+
+    # -- opening and closing
+
+    def open(self, node_id: int, flags: int, pid: int) -> Opened | Later[Opened]:
+        inode = self._inodes[node_id]
+        self.make_room()
+        if inode.device.slow:
+            return self._threads.elsewhere(lambda: self._opening.open(inode, flags, pid), inode)
+        return self._opening.open(inode, flags, pid)
+
+    def create(
+        self, parent_id: int, name: bytes, mode: int, flags: int, ctx: Requester
+    ) -> tuple[Opened, Found] | Later[tuple[Opened, Found]]:
+        if parent_id == ROOT_ID:
+            # Only directories live there: no file could be made, whatever the permissions.
+            raise os_error(errno.EPERM)
+        parent = self._inodes[parent_id]
+        self.make_room()
+        if parent.device.slow:
+            return self._threads.elsewhere(
+                lambda: self._opening.create(parent, name, mode, flags, ctx), parent
+            )
+        return self._opening.create(parent, name, mode, flags, ctx)
+
+    def tmpfile(
+        self, parent_id: int, mode: int, flags: int, ctx: Requester
+    ) -> tuple[Opened, Found] | Later[tuple[Opened, Found]]:
+        if parent_id == ROOT_ID:
+            raise os_error(errno.EPERM)  # as for a file with a name
+        parent = self._inodes[parent_id]
+        self.make_room()
+        return self._threads.where_needed(
+            lambda: self._opening.tmpfile(parent, mode, flags, ctx), parent
+        )
+
+    def make_room(self) -> None:
+        """Note that a file or directory is about to be opened."""
+        self._opened += 1
+        if self._opened % _OPENS:
+            return
+        # For those to come too; a directory being listed has a second descriptor.
+        handles = self._handles
+        self._inodes.descriptors.make_room(
+            _OPENS + handles.descriptors + 2 * handles.open_directories
+        )
+
+    def flush(self, fh: int, owner: int = 0) -> Later[None] | None:
+        """A descriptor of an open file was closed, by the lock ``owner``."""
+        handle = self._handles.file(fh)
+        inode = handle.inode
+        if not inode.device.slow:
+            self._locks.flushed(inode, owner)
+            return None
+
+        def call() -> None:
+            try:
+                # Closing a duplicate makes a network filesystem report what it could not write.
+                os.close(os.dup(self._opening.descriptor(handle)))
+            finally:  # who gets a lock next is to see what was written under it
+                self._locks.flushed(inode, owner)
+
+        return self._threads.elsewhere(call, inode)
+
+    def release(self, fh: int) -> Later[None] | None:
+        handle = self._handles.remove_file(fh)
+        if handle is None:
+            return None
+        if handle.inode.device.slow:
+            return self._threads.elsewhere(lambda: self._release(handle), handle.inode)
+        self._release(handle)
+        return None
+
+    def _release(self, handle: FileHandle) -> None:
+        self._opening.release(handle)
+        self._locks.released(handle)
+
+    # -- data
+
+    def read(self, fh: int, offset: int, size: int) -> Data | Later[Data]:
+        handle = self._handles.file(fh)
+        device = handle.inode.device
+        fd = self._opening.descriptor(handle)
+        done = 0
+        if device.nowait and not device.slow and size <= _READ_BUFFER:
+            window = self._buffer[:size]
+            try:
+                done = os.preadv(fd, (window,), offset, os.RWF_NOWAIT)
+            except BlockingIOError:
+                pass
+            except OSError as error:
+                if error.errno != errno.EOPNOTSUPP:
+                    raise
+                device.nowait = False
+            else:
+                if done == size or offset + done >= os.fstat(fd).st_size:
+                    return window[:done]
+        elif not device.slow:
+            return os.pread(fd, size, offset)
+        # Not all of it is in the page cache: wait for the disk elsewhere.
+        head = bytes(window[:done]) if done else b""
+        return self._threads.elsewhere(
+            lambda: head + os.pread(fd, size - len(head), offset + len(head)), handle.inode
+        )
+
+    def write(
+        self, fh: int, offset: int, data: Data, append: bool | None = None
+    ) -> int | Later[int]:
+        """Write; ``append`` as FileHandle.write has it."""
+        handle = self._handles.file(fh)
+        start = time.monotonic_ns()
+        if handle.synchronous or handle.inode.device.slow or start < self._stalled_until:
+            kept = bytes(data)  # the caller's buffer is its own again when we return
+            return self._threads.elsewhere(
+                lambda: self._opening.write(handle, kept, offset, append), handle.inode
+            )
+        written = self._opening.write(handle, data, offset, append)
+        end = time.monotonic_ns()
+        if end - start > _STALL_NS:
+            self._stalled_until = end + _STALL_MEMORY_NS
+        return written
+
+    def fsync(self, fh: int, datasync: bool) -> Later[None]:
+        handle = self._handles.file(fh)
+        return self._threads.syncing(self._opening.descriptor(handle), datasync, handle.inode)
+
+    # -- ranges
+
+    def fallocate(
+        self, fh: int, offset: int, length: int, mode: int, who: Requester
+    ) -> Later[None] | None:
+        handle = self._handles.file(fh)
+        fd = self._opening.descriptor(handle)
+
+        def call() -> None:
+            # As the caller, who may not use what the filesystem reserves for root.
+            with self._identity.acting(who.uid, who.gid, 0):
+                ranges.allocate(fd, mode, offset, length)
+
+        if _is_quick(handle) and ranges.allocation_is_quick(mode, length):
+            call()
+            return None
+        return self._threads.elsewhere(call, handle.inode)
+
+    def lseek(self, fh: int, offset: int, whence: int) -> int | Later[int]:
+        handle = self._handles.file(fh)
+        inode = handle.inode
+        # Mappings of a file that the kernel serves itself are the backing file's.
+        mapped = not inode.backing and any(
+            isinstance(other, FileHandle) and other.writes_maps for other in inode.opens or ()
+        )
+        return self._threads.where_needed(
+            lambda: ranges.seek(self._opening.descriptor(handle), offset, whence, whole=mapped),
+            inode,
+        )
+
+    def copy(
+        self,
+        fh: int,
+        offset: int,
+        target_fh: int,
+        target_offset: int,
+        length: int,
+        flags: int,
+        who: Requester,
+    ) -> int | Later[int]:
+        """copy_file_range(2) between two open files; how many bytes were copied."""
+        source = self._handles.file(fh)
+        target = self._handles.file(target_fh)
+        source_fd = self._opening.descriptor(source)
+        target_fd = self._opening.descriptor(target)
+
+        def call(stopping: Callable[[], bool]) -> int:
+            with self._identity.acting(who.uid, who.gid, 0):
+                return ranges.copy(
+                    source_fd, offset, target_fd, target_offset, length, flags, stopping
+                )
+
+        quick = _is_quick(target) and not source.inode.device.slow
+        if quick and length <= ranges.QUICK_COPY:
+            return call(bool)
+        return self._threads.stoppable(call, source.inode, target.inode)
+
+    # -- flags
+
+    def ioctl(
+        self, fh: int, is_directory: bool, command: int, argument: int, data: bytes, size: int
+    ) -> bytes | Later[bytes]:
+        """What lsattr(1) and chattr(1) ask for: see flags."""
+        flags.check(command, data, size, argument)
+        handle: Handle
+        if is_directory:
+            directory = self._handles.directory(fh)
+            if not isinstance(directory, DirectoryHandle):
+                raise os_error(errno.ENOTTY)  # the root has none
+            handle, fd = directory, directory.fd
+        else:
+            file = self._handles.file(fh)
+            handle, fd = file, self._opening.descriptor(file)
+        return self._threads.where_needed(
+            lambda: flags.answer(fd, command, data, size), handle.inode
+        )
+
+
+def _is_quick(handle: FileHandle) -> bool:
+    return not handle.inode.device.slow and not handle.synchronous

@@ -1,0 +1,124 @@
+"""The requests on names: look up, make, move, remove; and forgetting what was looked up."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+
+from volfs.fs.files import Found, Names
+from volfs.fs.inodes import ROOT_ID, Inode, InodeTable
+from volfs.fs.requests.later import Later
+from volfs.fs.requests.threads import WorkerThreads
+from volfs.fs.root import Root
+from volfs.linux.identity import Requester
+from volfs.linux.syscalls import os_error
+
+
+class NameRequests:
+    """In the root a name is a volume, below it a file.
+
+    ``on_volume_removed`` is called on the event loop after a volume went to the trash.
+    """
+
+    def __init__(
+        self,
+        inodes: InodeTable,
+        root: Root,
+        names: Names,
+        threads: WorkerThreads,
+        on_volume_removed: Callable[[], None],
+    ) -> None:
+        self._inodes = inodes
+        self._root = root
+        self._names = names
+        self._threads = threads
+        self._on_volume_removed = on_volume_removed
+
+    def lookup(self, parent_id: int, name: bytes) -> Found | Later[Found | None] | None:
+        """What a name stands for, counted as looked up; None if it is absent."""
+        parent = self._inodes[parent_id]
+        if parent_id == ROOT_ID:
+            if self._root.is_quick(name):
+                return self._root.lookup(name)
+            return self._threads.elsewhere(lambda: self._root.lookup(name), on=name)
+        if parent.device.slow:
+            return self._threads.elsewhere(lambda: self._names.lookup(parent, name), parent)
+        return self._names.lookup(parent, name)
+
+    def forget(self, lookups: Iterable[tuple[int, int]]) -> None:
+        """Take back lookup counts, by node id."""
+        for node_id, count in lookups:
+            self._inodes.forget(node_id, count)
+
+    def readlink(self, node_id: int) -> bytes | Later[bytes]:
+        inode = self._inodes[node_id]
+        return self._threads.where_needed(lambda: self._names.readlink(inode), inode)
+
+    # -- making
+
+    def mknod(
+        self, parent_id: int, name: bytes, mode: int, rdev: int, ctx: Requester
+    ) -> Found | Later[Found]:
+        parent = self._below_root(parent_id)
+        return self._threads.where_needed(
+            lambda: self._names.mknod(parent, name, mode, rdev, ctx), parent
+        )
+
+    def mkdir(self, parent_id: int, name: bytes, mode: int, ctx: Requester) -> Found | Later[Found]:
+        if parent_id == ROOT_ID:
+            return self._threads.elsewhere(lambda: self._root.mkdir(name, mode, ctx))
+        parent = self._inodes[parent_id]
+        return self._threads.where_needed(
+            lambda: self._names.mkdir(parent, name, mode, ctx), parent
+        )
+
+    def symlink(
+        self, parent_id: int, name: bytes, target: bytes, ctx: Requester
+    ) -> Found | Later[Found]:
+        parent = self._below_root(parent_id)
+        return self._threads.where_needed(
+            lambda: self._names.symlink(parent, name, target, ctx), parent
+        )
+
+    def link(self, node_id: int, new_parent_id: int, new_name: bytes) -> Found | Later[Found]:
+        if new_parent_id == ROOT_ID:
+            raise os_error(errno.EXDEV)  # as for a rename into the root
+        inode, parent = self._inodes[node_id], self._inodes[new_parent_id]
+        return self._threads.where_needed(
+            lambda: self._names.link(inode, parent, new_name), inode, parent
+        )
+
+    # -- removing and moving
+
+    def unlink(self, parent_id: int, name: bytes) -> Later[None] | None:
+        parent = self._below_root(parent_id)
+        if parent.device.slow:
+            return self._threads.elsewhere(lambda: self._names.unlink(parent, name), parent)
+        self._names.unlink(parent, name)
+        return None
+
+    def rmdir(self, parent_id: int, name: bytes, ctx: Requester) -> Later[None] | None:
+        if parent_id == ROOT_ID:
+            removed = self._threads.elsewhere(lambda: self._root.rmdir(name, ctx))
+            return removed.then(lambda _: self._on_volume_removed())
+        parent = self._inodes[parent_id]
+        return self._threads.where_needed(lambda: self._names.rmdir(parent, name), parent)
+
+    def rename(
+        self, parent_id: int, name: bytes, new_parent_id: int, new_name: bytes, flags: int
+    ) -> Later[None] | None:
+        if (parent_id == ROOT_ID) != (new_parent_id == ROOT_ID):
+            # A volume is no directory of another; mv copies upon EXDEV.
+            raise os_error(errno.EXDEV)
+        if parent_id == ROOT_ID:
+            return self._threads.elsewhere(lambda: self._root.rename(name, new_name, flags))
+        old, new = self._inodes[parent_id], self._inodes[new_parent_id]
+        return self._threads.where_needed(
+            lambda: self._names.rename(old, name, new, new_name, flags), old, new
+        )
+
+    def _below_root(self, node_id: int) -> Inode:
+        if node_id == ROOT_ID:
+            # Only directories live there: no file type could be made, whatever the permissions.
+            raise os_error(errno.EPERM)
+        return self._inodes[node_id]

@@ -1,0 +1,79 @@
+"""Who has files of a volume open through this tree."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from volfs.fs.inodes import Handle, HandleTable, Inode
+from volfs.holder import Holder
+from volfs.volume import Volume
+
+_PATH_PARTS = 256
+"""How many names of a path are shown at most."""
+
+_RELEASE_TIME = 0.03
+_PATIENCE = 3
+"""A file is taken to be in use when this many times this many seconds brought no release."""
+
+
+class OpenHolders:
+    """Asks the table of what is open."""
+
+    def __init__(self, handles: HandleTable) -> None:
+        self._handles = handles
+
+    def of(self, volume: Volume) -> list[Holder]:
+        """Open files and directories of a volume, one holder for each process and file."""
+        try:
+            fd = open_top(volume)
+        except FileNotFoundError:
+            return []
+        try:
+            status = os.fstat(fd)
+        finally:
+            os.close(fd)
+        return [
+            Holder("open", _path(handle.inode), handle.pid, command_of(handle.pid))
+            for handle in self._open_in((status.st_dev, status.st_ino))
+        ]
+
+    def await_releases(self, top: Inode) -> None:
+        """Let files that were closed be released. May block for a moment.
+
+        The kernel has a dozen RELEASE requests under way at a time and keeps others back, so a
+        removal can come before those of files closed earlier.
+        """
+        left, patience = len(self._open_in(top.identity)), _PATIENCE
+        while left and patience:
+            time.sleep(_RELEASE_TIME)
+            before, left = left, len(self._open_in(top.identity))
+            patience = _PATIENCE if left < before else patience - 1
+
+    def _open_in(self, volume: tuple[int, int]) -> list[Handle]:
+        """What is open in the volume whose top directory is this (device number, inode)."""
+        return [handle for handle in self._handles if handle.inode.volume_top.identity == volume]
+
+
+def open_top(volume: Volume) -> int:
+    """An O_PATH descriptor of the top directory of a volume."""
+    # The one path taken as given: an administrator may have made the data path a link.
+    return os.open(volume.mount(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
+def command_of(pid: int) -> str:
+    """The name of the program that a process runs, empty if that cannot be told."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
+    except OSError:
+        return ""
+
+
+def _path(inode: Inode) -> str:
+    parts: list[str] = []
+    here: Inode | None = inode
+    while here is not None and here.parent is not None and len(parts) < _PATH_PARTS:
+        parts.append(os.fsdecode(here.name))
+        here = here.parent
+    return "/".join(reversed(parts))
