@@ -25,6 +25,7 @@ import pytest
 
 from tests import levels
 from tests.children import CLONE_NEWNS, MS_REC_PRIVATE, USER, run_as
+from tests.filesystems import btrfs, xfs
 from tests.unprivileged import MS_BIND, shared
 from volfs.linux import syscalls
 
@@ -269,6 +270,22 @@ def workspace() -> Iterator[Path]:
     """A directory on the disk that every user can reach, removed afterwards."""
     with open_workspace() as path:
         yield path
+
+
+@pytest.fixture(scope="module")
+def filesystems() -> Iterator[Callable[[str], Path]]:
+    """A directory of a filesystem of that kind: made once."""
+    with ExitStack() as stack:
+        workspace = stack.enter_context(open_workspace())
+        found: dict[str, Path] = {"disk": workspace}
+
+        def get(kind: str) -> Path:
+            if kind not in found:
+                make = {"xfs": xfs, "btrfs": btrfs}[kind]
+                found[kind] = stack.enter_context(make(workspace / kind))
+            return found[kind]
+
+        yield get
 
 
 @pytest.fixture

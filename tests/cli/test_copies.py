@@ -19,9 +19,9 @@ import pytest
 from tests.children import needs_root
 from tests.cli.running import PROGRAM, ROOT, Result, names, on_terminal, volfs
 from tests.conftest import open_workspace, wait_for
-from tests.model.scopes import age, hidden_entries
-from tests.model.trees import make_tree, seen
-from tests.mount.filesystems import btrfs
+from tests.copies.trees import make_tree, seen
+from tests.filesystems import btrfs
+from tests.local.scopes import age, hidden_entries
 
 pytestmark = pytest.mark.any_level
 

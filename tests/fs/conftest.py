@@ -38,9 +38,9 @@ from volfs.linux.identity import Caller
 from volfs.local.driver import LocalDriver
 from volfs.store.store import VolumeStore
 
-pytest.register_assert_rewrite("tests.fs.locks")
+pytest.register_assert_rewrite("tests.fs.locks.bench")
 
-from tests.fs.locks import Bench, prepared  # noqa: E402
+from tests.fs.locks.bench import Bench, prepared  # noqa: E402
 
 ROOT = InodeT(pyfuse3.ROOT_INODE)
 MANY = 10_000

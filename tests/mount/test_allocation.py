@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import filesystems
 from tests.children import run_as
 from tests.conftest import Mounted, mounting, open_workspace, wait_for
-from tests.mount import filesystems
 from tests.mount.comparing import Pair, outcome
 from volfs.linux import syscalls
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import filesystems
 from tests.conftest import Mounted, MountFactory
-from tests.mount import filesystems
 from tests.mount.comparing import Pair
 from tests.mount.kinds import KINDS, make
 

@@ -12,9 +12,9 @@ import pytest
 
 from tests import levels
 from tests.conftest import Mounted, MountFactory, mounting, open_workspace
+from tests.filesystems import bound, ext4, overlay, program, tmpfs, xfs
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
-from tests.mount.filesystems import bound, ext4, overlay, program, tmpfs, xfs
 from tests.mount.open_files import ACCESSES, use, wait_until_idle
 from tests.mount.test_reading_and_writing import content
 from tests.mount.workout import WORKOUT

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import filesystems
 from tests.children import Child, run_as
 from tests.conftest import (
     DEADLINE,
@@ -26,7 +27,6 @@ from tests.conftest import (
     open_workspace,
     wait_for,
 )
-from tests.mount import filesystems
 from tests.mount.comparing import Pair, outcome
 from volfs.linux import syscalls
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests import filesystems
 from tests.conftest import Mounted, mounting, open_workspace, wait_for
-from tests.mount import filesystems
 
 pytestmark = pytest.mark.needs_tap
 

@@ -18,9 +18,9 @@ import pytest
 
 from tests.children import OTHER, USER, Child, run_as
 from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
+from tests.filesystems import ext4
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
-from tests.mount.filesystems import ext4
 from tests.mount.test_reading_and_writing import content
 from volfs.linux import syscalls
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Mounted
+from tests.filesystems import bound, ext4, overlay, unmounting
 from tests.mount.comparing import Pair, outcome
-from tests.mount.filesystems import bound, ext4, overlay, unmounting
 from tests.mount.open_files import use, wait_until_idle
 from tests.mount.test_reading_and_writing import content
 from tests.mount.workout import WORKOUT

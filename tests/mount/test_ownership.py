@@ -15,9 +15,9 @@ from typing import ParamSpec
 
 import pytest
 
+from tests.acls import ACCESS, DEFAULT, acl
 from tests.children import OTHER, USER, Child, run_as
 from tests.conftest import Mounted, MountFactory
-from tests.mount.acls import ACCESS, DEFAULT, acl
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
 

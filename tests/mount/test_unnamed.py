@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.acls import DEFAULT, acl
 from tests.children import OTHER, USER, run_as
 from tests.conftest import Mounted, wait_for
-from tests.mount.acls import DEFAULT, acl
 from tests.mount.comparing import Pair, outcome
 
 pytestmark = pytest.mark.needs_tap

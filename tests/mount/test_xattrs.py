@@ -15,10 +15,10 @@ from typing import ParamSpec
 
 import pytest
 
+from tests import filesystems
+from tests.acls import ACCESS, DEFAULT, acl
 from tests.children import OTHER, USER, run_as
 from tests.conftest import MountFactory
-from tests.mount import filesystems
-from tests.mount.acls import ACCESS, DEFAULT, acl
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
 
