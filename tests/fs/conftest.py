@@ -7,7 +7,7 @@ import stat
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import pyfuse3
 import pytest
@@ -23,20 +23,15 @@ from pyfuse3 import (
     SetattrFields,
 )
 
-from volfs.fs.files.cache import CachePolicy
-from volfs.fs.files.tree import Tree
-from volfs.fs.inodes.handles import HandleTable
-from volfs.fs.inodes.inode import Inode
-from volfs.fs.inodes.table import InodeTable
+from volfs.fs.agreement import Agreement
+from volfs.fs.files import CachePolicy
+from volfs.fs.inodes import Descriptors, Inode
+from volfs.fs.mount.assembly import assemble
 from volfs.fs.mount.options import MountOptions
-from volfs.fs.plain.entries import Entries
-from volfs.fs.plain.operations import VolumeFS
-from volfs.fs.requests.requests import Requests
-from volfs.fs.requests.threads import WorkerThreads
-from volfs.fs.root.directory import Root
-from volfs.linux.identity import Caller
-from volfs.local.driver import LocalDriver
-from volfs.store.store import VolumeStore
+from volfs.fs.plain import Entries, VolumeFS
+from volfs.linux.identity import Identity
+from volfs.local import LocalDriver
+from volfs.store import VolumeStore
 
 pytest.register_assert_rewrite("tests.fs.locks.bench")
 
@@ -107,37 +102,41 @@ class Filesystem:
     def __init__(self, scope: Path, descriptors: int, cache: CachePolicy) -> None:
         self.scope = scope
         self.store = VolumeStore([LocalDriver(scope, keep_removed=0.0)])
-        self.inodes = InodeTable(descriptors)
-        self.handles = HandleTable()
         self._scope_fd = os.open(scope, os.O_RDONLY | os.O_DIRECTORY)
-        self.root_inode = self.inodes.make_root(self._scope_fd)
-        self.caller = Caller()
-        self.tree = Tree(self.inodes, self.handles, self.caller, cache)
-        self.root = Root(
-            self.store, self.inodes, self.handles, self.tree, MountOptions(cache=cache)
-        )
-        self.requests = Requests(
-            self.inodes,
-            self.handles,
-            self.root,
-            self.tree,
-            WorkerThreads(self.caller),
+        self.parts = assemble(
+            self.store,
             self._scope_fd,
+            MountOptions(cache=cache),
+            Identity(),
+            Descriptors(descriptors),
+            statistics=dict,
+            on_volume_removed=lambda: None,
         )
-        self.entries = Entries(self.inodes, self.root, self.tree, cache)
+        self.requests = self.parts.requests
+        self.inodes = self.requests.inodes
+        self.descriptors = self.parts.descriptors
+        self.root = self.requests.root
+        self.root_inode = self.inodes.root
+        self.entries = Entries(self.inodes, self.root, cache)
         self.operations = VolumeFS(self.requests, self.entries)
 
     def close(self) -> None:
-        self.handles.close()
-        self.inodes.close()
-        self.tree.close()
+        self.parts.close()
         self.store.close()
         os.close(self._scope_fd)
+
+    def statistics(self) -> dict[str, Any]:
+        """What is known and what is open, counted."""
+        return self.parts.statistics()
+
+    def agree(self, agreement: Agreement) -> None:
+        """Go on as when this had been agreed with the kernel."""
+        self.parts.connection.agreement = agreement
 
     def volume(self, name: str = "vol") -> tuple[InodeT, Path]:
         """A new volume, looked up once: its top directory's node id, and the real data path."""
         self.store.create(name, exclusive=True)
-        found = self.root.lookup(self.root_inode, name.encode())
+        found = self.root.lookup(name.encode())
         assert found is not None
         return InodeT(found[0].node_id), Path(self.store.get(name).path)
 
@@ -150,7 +149,7 @@ class Filesystem:
 
     def evict(self, node_id: int) -> None:
         """Take the descriptor of an inode away."""
-        self.inodes.evict(self.inode(node_id))
+        self.descriptors.evict(self.inode(node_id))
         assert self.inode(node_id).fd == -1
 
     async def lookup(self, parent: int, *names: bytes) -> EntryAttributes:

@@ -22,7 +22,7 @@ from volfs.errors import (
     VolumeInUseError,
     VolumeNotFoundError,
 )
-from volfs.linux.identity import Caller, KeepingSetgid
+from volfs.linux.identity import Identity, KeepingSetgid
 from volfs.store.store import VolumeStore
 from volfs.volume import Owner, Volume, check_name
 
@@ -64,7 +64,7 @@ class VolumePlugin:
     def __init__(self, store: VolumeStore, places: Places) -> None:
         self._store = store
         self._places = places
-        self._caller = Caller()
+        self._identity = Identity()
         self._looking = trio.CapacityLimiter(_LOOKING)
         self._changing = trio.CapacityLimiter(_CHANGING)
         self._reaching = trio.CapacityLimiter(_LOOKING)
@@ -213,7 +213,7 @@ class VolumePlugin:
     async def _in_thread(self, call: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
         def separately() -> T:
             # In the process of a tree, whose threads act as others and do without CAP_FSETID.
-            self._caller.separate_umask()
+            self._identity.separate_umask()
             with KeepingSetgid():
                 return call()
 

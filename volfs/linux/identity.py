@@ -40,10 +40,10 @@ class Requester(Protocol):
     def umask(self) -> int: ...
 
 
-class Caller:
-    """Context in which the calling thread creates files as somebody else.
+class Identity:
+    """As whom the calling thread creates files.
 
-    ``with caller.acting(uid, gid, umask): one system call``: no await in between, as the
+    ``with identity.acting(uid, gid, umask): one system call``: no await in between, as the
     identity belongs to the thread.
     """
 

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from volfs.fs.files import filesystem, flags, ranges, unnamed
+from volfs.fs.files import flags, ranges
+from volfs.fs.files.opening import make_unnamed
+from volfs.fs.wire.protocol import statfs_out
 from volfs.linux import syscalls
-from volfs.linux.identity import Caller
+from volfs.linux.identity import Identity
 
 MIB = 1 << 20
 SOURCE = os.urandom(MIB) * 40
@@ -110,7 +112,7 @@ def test_no_request_ends_for_the_whole_mount(
         "copy": (errno.EOPNOTSUPP, lambda: ranges.copy(fd, 0, fd, 3, 3, 0, never)),
         "seek": (errno.EOPNOTSUPP, lambda: ranges.seek(fd, 0, os.SEEK_DATA)),
         "allocate": (errno.EOPNOTSUPP, lambda: ranges.allocate(fd, 0, 0, 1)),
-        "make_unnamed": (errno.EOPNOTSUPP, lambda: unnamed.make_unnamed(fd, os.O_RDWR, 0o600)),
+        "make_unnamed": (errno.EOPNOTSUPP, lambda: make_unnamed(fd, os.O_RDWR, 0o600)),
         "get_flags": (errno.ENOTTY, lambda: flags.get_flags(fd)),
     }
     with monkeypatch.context() as patch:
@@ -231,10 +233,10 @@ def test_any_other_ioctl_is_unknown(
 def test_statfs_is_packed_for_the_wire(workspace: Path) -> None:
     fd = os.open(workspace, os.O_PATH)
     try:
-        status = filesystem.status(fd)
+        status = os.fstatvfs(fd)
     finally:
         os.close(fd)
-    reply = filesystem.packed(status)
+    reply = statfs_out(status)
     assert len(reply) == 80
     blocks, *_, size, longest, fragment, padding = struct.unpack("=5Q4I", reply[:56])
     assert (blocks, size, longest, fragment, padding) == (
@@ -249,13 +251,13 @@ def test_statfs_is_packed_for_the_wire(workspace: Path) -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="acting as another user takes root")
 def test_an_unnamed_file_is_the_callers(workspace: Path) -> None:
-    caller = Caller()  # without take_privileges: permission is checked as the caller's
+    identity = Identity()  # without take_privileges: permission is checked as the caller's
     os.chown(workspace, 1234, -1)
     directory = os.open(workspace, os.O_PATH)
     before = os.umask(0o022)
     try:
-        with caller.acting(1234, 4321, 0o027):
-            fd = unnamed.make_unnamed(directory, os.O_TMPFILE | os.O_WRONLY | os.O_DIRECT, 0o666)
+        with identity.acting(1234, 4321, 0o027):
+            fd = make_unnamed(directory, os.O_TMPFILE | os.O_WRONLY | os.O_DIRECT, 0o666)
         status = os.fstat(fd)
         got = fcntl.fcntl(fd, fcntl.F_GETFL)
         os.close(fd)

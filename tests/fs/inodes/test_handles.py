@@ -15,7 +15,7 @@ from tests.conftest import open_descriptors
 from tests.fs.conftest import Filesystem, FilesystemFactory, context
 from volfs.fs.files.cache import CachePolicy
 from volfs.fs.inodes.handles import FileHandle, HandleTable, RootHandle
-from volfs.linux.identity import Caller, in_group
+from volfs.linux.identity import Identity, in_group
 
 
 def file_handle(fs: Filesystem, path: Path) -> FileHandle:
@@ -140,10 +140,10 @@ def directory(workspace: Path) -> Path:
 
 
 def test_acting_makes_files_of_the_caller(directory: Path) -> None:
-    caller = Caller()
+    identity = Identity()
     mask = os.umask(0)
     try:
-        with caller.acting(1000, 1001, 0o027):
+        with identity.acting(1000, 1001, 0o027):
             (directory / "f").touch(0o666)
         (directory / "own").touch(0o666)
     finally:
@@ -157,7 +157,7 @@ def test_acting_makes_files_of_the_caller(directory: Path) -> None:
 def test_acting_ends_when_the_call_fails(directory: Path) -> None:
     mask = os.umask(0)
     try:
-        with pytest.raises(FileNotFoundError), Caller().acting(1000, 1000, 0o077):
+        with pytest.raises(FileNotFoundError), Identity().acting(1000, 1000, 0o077):
             (directory / "missing" / "f").mkdir()
         (directory / "own").mkdir()
     finally:

@@ -127,14 +127,14 @@ async def test_each_entry_replied_counts_as_looked_up(fs: Filesystem) -> None:
     top, data = fs.volume()
     fill(data, 20)
     handle = await fs.opendir(top)
-    before = fs.root.statistics()
+    before = fs.statistics()
     listing = await fs.readdir(handle, 0, 12)
-    after = fs.root.statistics()
+    after = fs.statistics()
     assert len(listing.names) == 12
     assert after["lookups"] - before["lookups"] == 10
     assert after["inodes"] - before["inodes"] == 10
     await fs.operations.forget([(InodeT(entry.st_ino), 1) for entry in listing.entries[2:]])
-    assert fs.root.statistics() == before
+    assert fs.statistics() == before
 
 
 class Trouble:
@@ -196,7 +196,7 @@ async def test_error_in_the_middle_loses_no_count_and_is_told(
     top, data = fs.volume()
     fill(data, 10)
     names = (await fs.listing(top)).names
-    before = fs.root.statistics()["lookups"]
+    before = fs.statistics()["lookups"]
     handle = await fs.opendir(top)
     seen: list[bytes] = []
     counted = offset = 0
@@ -220,16 +220,16 @@ async def test_error_in_the_middle_loses_no_count_and_is_told(
     else:
         assert error is None
         assert {*names} - {*seen} <= {names[at - 1]}
-    assert fs.root.statistics()["lookups"] - before == counted
+    assert fs.statistics()["lookups"] - before == counted
 
 
 async def test_entry_that_does_not_fit_is_not_remembered(fs: Filesystem) -> None:
     top, data = fs.volume()
     fill(data, 3)
     handle = await fs.opendir(top)
-    before = fs.root.statistics()["inodes"]
+    before = fs.statistics()["inodes"]
     assert (await fs.readdir(handle, 2, 0)).names == []
-    assert fs.root.statistics()["inodes"] == before
+    assert fs.statistics()["inodes"] == before
 
 
 async def test_two_handles_do_not_share_a_position(fs: Filesystem) -> None:
@@ -303,7 +303,7 @@ async def test_listing_of_the_root(fs: Filesystem) -> None:
     handle = await fs.opendir(ROOT)
     names = await all_from(fs, handle, 0, 3)
     assert names == [*DOTS, *[b"v%02d" % number for number in range(20)]]
-    assert fs.root.statistics()["lookups"] == 20
+    assert fs.statistics()["lookups"] == 20
 
 
 async def test_root_lists_what_was_there_when_it_was_rewound(fs: Filesystem) -> None:
@@ -324,8 +324,8 @@ async def test_root_entry_that_does_not_fit_is_not_counted(fs: Filesystem) -> No
         fs.store.create(f"v{number}")
     handle = await fs.opendir(ROOT)
     await fs.readdir(handle, 0, 4)
-    assert fs.root.statistics()["lookups"] == 2
-    assert fs.root.statistics()["inodes"] == 3
+    assert fs.statistics()["lookups"] == 2
+    assert fs.statistics()["inodes"] == 3
 
 
 async def test_broken_volume_does_not_hide_the_others(fs: Filesystem) -> None:

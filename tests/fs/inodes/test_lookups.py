@@ -33,7 +33,7 @@ async def test_each_lookup_counts_and_forget_takes_back(fs: Filesystem) -> None:
     assert fs.inode(node).lookups == 2
     await fs.operations.forget([(InodeT(node), 2)])
     assert not await known(fs, node)
-    assert fs.root.statistics()["descriptors"] == 1  # the volume's top directory
+    assert fs.statistics()["descriptors"] == 1  # the volume's top directory
 
 
 async def test_forget_of_many(fs: Filesystem) -> None:
@@ -43,12 +43,13 @@ async def test_forget_of_many(fs: Filesystem) -> None:
         (data / f"f{number}").touch()
         nodes.append(InodeT((await fs.lookup(top, b"f%d" % number)).st_ino))
     await fs.operations.forget([(node, 1) for node in nodes] + [(top, 1)])
-    assert fs.root.statistics() == {
+    assert fs.statistics() == {
         "inodes": 1,
         "lookups": 0,
         "descriptors": 0,
         "open_files": 0,
         "open_directories": 0,
+        "backing_ids": 0,
     }
 
 
@@ -102,7 +103,7 @@ async def test_open_file_outlives_unlink_and_descriptor(fs: Filesystem) -> None:
     entry = await fs.create(top, b"f", b"content")
     handle = await fs.open(entry.st_ino, os.O_RDWR)
     await fs.operations.unlink(top, FileNameT(b"f"), context())
-    fs.inodes.evict(fs.inode(entry.st_ino))
+    fs.descriptors.evict(fs.inode(entry.st_ino))
     now = await fs.getattr(entry.st_ino)
     assert (now.st_nlink, now.st_size) == (0, 7)
     assert bytes(await fs.operations.read(handle, 0, 100)) == b"content"
@@ -114,7 +115,7 @@ async def test_open_file_outlives_unlink_and_descriptor(fs: Filesystem) -> None:
 async def test_failed_create_leaves_nothing(fs: Filesystem) -> None:
     top, data = fs.volume()
     (data / "f").touch()
-    before = fs.root.statistics()
+    before = fs.statistics()
     # Without O_EXCL it is there behind the kernel's back: look it up, with its permissions.
     for flags, answer in ((os.O_EXCL, errno.EEXIST), (0, errno.ESTALE)):
         with pytest.raises(FUSEError) as raised:
@@ -122,7 +123,7 @@ async def test_failed_create_leaves_nothing(fs: Filesystem) -> None:
                 top, FileNameT(b"f"), ModeT(0o644), FlagT(os.O_WRONLY | flags), context()
             )
         assert raised.value.errno == answer
-    assert fs.root.statistics() == before
+    assert fs.statistics() == before
 
 
 async def test_exchange_and_rename_keep_nodes(fs: Filesystem) -> None:

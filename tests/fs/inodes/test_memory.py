@@ -52,9 +52,9 @@ def test_inodes_looked_up_and_evicted(filesystem: FilesystemFactory, workspace: 
     path = workspace / "f"
     path.touch()
     assert grown_by(lambda: remember(fs, MANY, path)) <= MANY * LIMIT
-    assert fs.inodes.descriptors <= 48
+    assert len(fs.descriptors) <= 48
     # Evicted with what finds them again.
-    assert fs.inode(FIRST).handle is not None
+    assert fs.inode(FIRST).file_handle is not None
 
 
 def test_inodes_with_descriptors(filesystem: FilesystemFactory, workspace: Path) -> None:
@@ -66,7 +66,7 @@ def test_inodes_with_descriptors(filesystem: FilesystemFactory, workspace: Path)
     try:
         count = FEWER // 2
         assert grown_by(lambda: remember(fs, count, path)) <= count * LIMIT
-        assert fs.inodes.descriptors == count + 1
+        assert len(fs.descriptors) == count + 1
     finally:
         fs.inodes.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

@@ -15,6 +15,7 @@ import pytest
 from pyfuse3 import EntryAttributes, FileNameT, FlagT, FUSEError, InodeT, ModeT
 
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory, context
+from volfs.fs.agreement import PLAIN, Agreement
 
 FEW = 32
 """Descriptors: three quarters of them are kept for inodes."""
@@ -45,11 +46,11 @@ async def test_more_inodes_than_descriptors(filesystem: FilesystemFactory, handl
     for number in range(200):
         (directory / f"f{number}").write_text(str(number))
         numbers[number] = (await fs.lookup(parent, b"f%d" % number)).st_ino
-        assert fs.inodes.descriptors <= FEW * 3 // 4
+        assert len(fs.descriptors) <= FEW * 3 // 4
     for number, node in numbers.items():
         assert node == (directory / f"f{number}").stat().st_ino
         assert await fs.content(node) == b"%d" % number
-        assert fs.inodes.descriptors <= FEW * 3 // 4
+        assert len(fs.descriptors) <= FEW * 3 // 4
     assert len(os.listdir("/proc/self/fd")) < FEW * 3
 
 
@@ -66,7 +67,7 @@ async def test_found_again_after_its_parents_were_renamed(fs: Filesystem, handle
     await rename(fs, one, b"two", other, b"moved")
     await rename(fs, top, b"other", top, b"renamed")
     for node in (one, two, file, other):
-        fs.inodes.evict(fs.inode(node))
+        fs.descriptors.evict(fs.inode(node))
     assert await fs.content(file) == b"content"
 
 
@@ -79,7 +80,7 @@ async def test_exchanged_files_are_told_apart(fs: Filesystem, handles: bool) -> 
     two = (await fs.create(top, b"two", b"2")).st_ino
     await fs.operations.rename(top, FileNameT(b"one"), top, FileNameT(b"two"), FlagT(2), context())
     for node in (one, two):
-        fs.inodes.evict(fs.inode(node))
+        fs.descriptors.evict(fs.inode(node))
     assert await fs.content(one) == b"1"
     assert await fs.content(two) == b"2"
 
@@ -87,7 +88,7 @@ async def test_exchanged_files_are_told_apart(fs: Filesystem, handles: bool) -> 
 async def test_moved_behind_the_mount_is_found_by_handle(fs: Filesystem) -> None:
     top, data = fs.volume()
     file = (await fs.create(top, b"f", b"content")).st_ino
-    fs.inodes.evict(fs.inode(file))
+    fs.descriptors.evict(fs.inode(file))
     (data / "f").rename(data / "elsewhere")
     (data / "f").write_text("another")
     assert await fs.content(file) == b"content"
@@ -125,7 +126,7 @@ async def test_parent_replaced_by_a_link_is_not_followed(fs: Filesystem) -> None
     directory = (await fs.mkdir(top, b"dir")).st_ino
     file = (await fs.create(directory, b"f", b"inside")).st_ino
     for node in (directory, file):
-        fs.inodes.evict(fs.inode(node))
+        fs.descriptors.evict(fs.inode(node))
     (data / "dir").rename(fs.scope / "outside")
     (data / "dir").symlink_to(fs.scope / "outside")
     with pytest.raises(FUSEError, check=stale):
@@ -159,9 +160,9 @@ async def test_deep_tree_is_found_again(filesystem: FilesystemFactory, handles: 
             node = (await fs.mkdir(node, b"d")).st_ino
             nodes.append(node)
         for node in reversed(nodes):
-            fs.inodes.evict(fs.inode(node))
+            fs.descriptors.evict(fs.inode(node))
         assert (await fs.getattr(nodes[-1])).st_ino == nodes[-1]
-        assert fs.inodes.descriptors <= FEW * 3 // 4
+        assert len(fs.descriptors) <= FEW * 3 // 4
     finally:
         # Too deep for shutil.rmtree as well.
         subprocess.run(["rm", "-rf", "--", data], check=True)  # noqa: ASYNC221
@@ -207,8 +208,8 @@ async def test_directories_seen_in_each_other_are_found_or_stale(fs: Filesystem)
     directory, sub = await entangled(fs)
     fs.without_handles()
     for node in (directory, sub):
-        fs.inode(node).handle = None
-        fs.inodes.evict(fs.inode(node))
+        fs.inode(node).file_handle = None
+        fs.descriptors.evict(fs.inode(node))
     try:
         assert (await fs.getattr(directory)).st_ino == directory
     except FUSEError as error:
@@ -228,10 +229,14 @@ async def test_forgotten_parent_does_not_keep_a_descriptor(fs: Filesystem) -> No
     fs.evict(file)
     await fs.getattr(file)
     await fs.operations.forget([(InodeT(file), 1), (top, 1)])
-    assert fs.root.statistics()["descriptors"] == 0
+    assert fs.statistics()["descriptors"] == 0
 
 
 # -- recycled inode numbers: files that others make at the same time would take them
+
+
+TAPPED = Agreement(device=0)
+"""As when requests are answered in the tap."""
 
 
 def recur(make: Callable[[int], Path], wanted: int) -> Path:
@@ -262,8 +267,8 @@ async def deleted(fs: Filesystem, top: InodeT, data: Path) -> int:
 @pytest.fixture(params=["node id", "generation"])
 def renumbering(request: pytest.FixtureRequest, fs: Filesystem) -> bool:
     """Whether the kernel tells two files of one number by node ids of their own."""
-    fs.inodes.renumbers = request.param == "node id"
-    return fs.inodes.renumbers
+    fs.agree(TAPPED if request.param == "node id" else PLAIN)
+    return fs.parts.connection.agreement.tapped
 
 
 def is_told_apart(entry: EntryAttributes, old: int, generation: int, renumbering: bool) -> bool:
@@ -299,14 +304,14 @@ async def test_number_recycled_under_the_same_name_is_not_the_old_file(
 @pytest.mark.alone
 async def test_a_file_with_a_recycled_number_is_removed(fs: Filesystem) -> None:
     """Nothing is kept of it: the kernel has never heard of it."""
-    fs.inodes.renumbers = True
+    fs.agree(TAPPED)
     top, data = fs.volume()
     old = await deleted(fs, top, data)
     new = recur(partial(make_new, data), old)
-    before = fs.root.statistics()["inodes"]
+    before = fs.statistics()["inodes"]
     await fs.operations.unlink(top, FileNameT(os.fsencode(new.name)), context())
     assert not new.exists()
-    assert fs.root.statistics()["inodes"] == before
+    assert fs.statistics()["inodes"] == before
     with pytest.raises(FUSEError, check=stale):
         await fs.getattr(old)
 
@@ -314,7 +319,7 @@ async def test_a_file_with_a_recycled_number_is_removed(fs: Filesystem) -> None:
 @pytest.mark.alone
 async def test_number_recycled_by_listing_is_not_the_old_file(fs: Filesystem) -> None:
     """A listing sees names only: it must not make the old node the new file unnoticed."""
-    fs.inodes.renumbers = True
+    fs.agree(TAPPED)
     top, data = fs.volume()
     old = await deleted(fs, top, data)
     recur(partial(make_new, data), old)
@@ -385,7 +390,7 @@ async def test_file_deleted_behind_the_mount_is_let_go(fs: Filesystem) -> None:
     deleted = (await fs.lookup(top, b"f")).st_ino
     stays = (await fs.lookup(top, b"stays")).st_ino
     (data / "f").unlink()
-    fs.inodes.release_deleted(1000)
+    fs.descriptors.release_deleted(1000)
     assert fs.inode(deleted).fd == -1
     assert fs.inode(stays).fd >= 0
     with pytest.raises(FUSEError, check=stale):

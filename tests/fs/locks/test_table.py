@@ -196,13 +196,13 @@ async def test_flock_ends_with_the_open_file(bench: Bench) -> None:
 async def test_flush_is_wanted_from_the_first_record_lock_on(bench: Bench) -> None:
     inode = bench.file()
     handle = bench.open(inode)
-    assert bench.table.wants_flush(inode) is bench.slow
+    assert inode.wants_flush is bench.slow
     await bench.lock(handle, A, flock=True)
-    assert bench.table.wants_flush(inode) is bench.slow
+    assert inode.wants_flush is bench.slow
     await bench.lock(handle, A)
     await bench.unlock(handle, A)
     await bench.release(handle)
-    assert bench.table.wants_flush(inode)
+    assert inode.wants_flush
 
 
 async def test_a_flush_drops_all_locks_of_its_owner_only(bench: Bench) -> None:

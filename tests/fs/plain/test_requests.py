@@ -7,7 +7,8 @@ import inspect
 import logging
 import os
 from collections.abc import Callable
-from typing import Any, NoReturn
+from dataclasses import replace
+from typing import Any, NoReturn, cast
 
 import pyfuse3
 import pytest
@@ -46,8 +47,17 @@ class Broken:
 
 
 def break_with(fs: Filesystem, error: Exception) -> None:
-    for table in ("inodes", "handles", "root", "tree"):
-        setattr(fs.requests, table, Broken(error))
+    broken = cast(Any, Broken(error))
+    requests = replace(
+        fs.requests,
+        names=broken,
+        attributes=broken,
+        files=broken,
+        directories=broken,
+        handles=broken,
+        inodes=broken,
+    )
+    fs.operations = VolumeFS(requests, fs.entries)
 
 
 def request_arguments(name: str) -> list[Any]:

@@ -21,8 +21,9 @@ from pyfuse3 import (
 )
 
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory, context, fields
-from volfs.fs.files import tree
-from volfs.fs.inodes import table as inodes
+from volfs.fs.files import attributes as attributes_of_files
+from volfs.fs.files import names, opening
+from volfs.fs.inodes import reaching
 from volfs.fs.plain import entries
 from volfs.fs.requests.threads import WAITING
 from volfs.linux import calls, syscalls
@@ -41,10 +42,10 @@ BLOCKING = [
     )
 ] + [
     *((syscalls, name) for name in ("renameat2", "utimensat", "open_by_handle_at")),
-    *((tree, name) for name in ("fstat", "fstatat", "open_path")),
+    *((names, name) for name in ("fstat", "fstatat", "open_path")),
+    *((module, "fstat") for module in (attributes_of_files, opening, reaching)),
     *((entries, name) for name in ("fstat", "fstatat")),
     *((calls, name) for name in ("chown", "chmod", "utimens", "link", "getxattr")),
-    (inodes, "fstat"),
 ]  # fmt: skip
 
 
@@ -174,7 +175,7 @@ async def make_and_remove(fs: Filesystem, top: InodeT) -> None:
 
 async def lookup_after_eviction(fs: Filesystem, top: InodeT) -> None:
     node = (await fs.lookup(top, b"f")).st_ino
-    fs.inodes.evict(fs.inode(node))
+    fs.descriptors.evict(fs.inode(node))
     await fs.getattr(node)
 
 
@@ -303,7 +304,7 @@ async def test_descriptor_in_use_by_a_thread_is_not_closed(
         for number in range(200):
             (data / f"n{number}").touch()
             await fs.lookup(top, b"n%d" % number)
-        fs.inodes.evict(fs.inode(node))
+        fs.descriptors.evict(fs.inode(node))
         assert fs.inode(node).fd == descriptor
         assert os.stat(f"/proc/self/fd/{descriptor}").st_ino == node
         watch.let_go.set()

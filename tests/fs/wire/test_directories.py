@@ -11,11 +11,20 @@ import pytest
 from tests.fs.conftest import Filesystem
 from volfs.fs.files.cache import CachePolicy
 from volfs.fs.native._directory import read_entries
-from volfs.fs.wire import directories as directory_requests
-from volfs.fs.wire.names import NodeRequests
+from volfs.fs.wire import directories
+from volfs.fs.wire.entries import Entries
+from volfs.fs.wire.names import NameOpcodes
 from volfs.fs.wire.protocol import READ_IN, U64, Opcode, Who
+from volfs.fs.wire.wire import Method
 
 ROOM = 1 << 16
+
+
+def opcodes(fs: Filesystem) -> dict[Opcode, Method]:
+    entries = Entries(fs.inodes, CachePolicy.AUTO)
+    connection = fs.parts.connection
+    listing = directories.DirectoryOpcodes(fs.requests, entries, CachePolicy.AUTO, connection)
+    return {**NameOpcodes(fs.requests, entries).methods(), **listing.methods()}
 
 
 def test_an_error_after_some_entries_loses_no_count_and_is_told(
@@ -25,8 +34,7 @@ def test_an_error_after_some_entries_loses_no_count_and_is_told(
     top, data = fs.volume()
     for number in range(10):
         (data / f"f{number}").touch()
-    nodes = NodeRequests(fs.requests, CachePolicy.AUTO)
-    methods = directory_requests.DirectoryRequests(fs.requests, nodes, CachePolicy.AUTO).methods()
+    methods = opcodes(fs)
     who = Who(0, 0, os.getpid())
     opened = methods[Opcode.OPENDIR](top, bytes(8), who)
     assert isinstance(opened, bytes)
@@ -40,8 +48,8 @@ def test_an_error_after_some_entries_loses_no_count_and_is_told(
             raise OSError(errno.EIO, "disk trouble")
         return read_entries(arguments[0], arguments[1], 5)
 
-    monkeypatch.setattr(directory_requests, "read_entries", read)
-    before = fs.root.statistics()["lookups"]
+    monkeypatch.setattr(directories, "read_entries", read)
+    before = fs.statistics()["lookups"]
     reply = methods[Opcode.READDIRPLUS](top, READ_IN.pack(handle, 0, ROOM), who)
     assert isinstance(reply, bytes)
     counted = at = 0
@@ -50,8 +58,8 @@ def test_an_error_after_some_entries_loses_no_count_and_is_told(
         length = int.from_bytes(reply[at + 144 : at + 148], "little")
         at += 128 + (24 + length + 7) // 8 * 8
     assert 0 < counted <= 5
-    assert fs.root.statistics()["lookups"] - before == counted
-    fs.inode(top).searched = 1  # so that attributes are replied again
+    assert fs.statistics()["lookups"] - before == counted
+    fs.requests.listings.searched(fs.inode(top))  # so that attributes are replied again
     with pytest.raises(OSError, match="disk trouble"):
         methods[Opcode.READDIRPLUS](top, READ_IN.pack(handle, 1, ROOM), who)
 
@@ -65,21 +73,19 @@ def test_entries_that_the_kernel_knows_are_listed_without_attributes(
     top, data = fs.volume()
     for name in names:
         (data / name.decode()).touch()
-    nodes = NodeRequests(fs.requests, CachePolicy.AUTO)
-    methods = nodes.methods()
-    methods |= directory_requests.DirectoryRequests(fs.requests, nodes, CachePolicy.AUTO).methods()
+    methods = opcodes(fs)
     who = Who(0, 0, os.getpid())
     known = names[: int(len(names) * looked_up)]
     for name in known:
         methods[Opcode.LOOKUP](top, name + b"\0", who)
-    before = fs.root.statistics()["lookups"]
+    before = fs.statistics()["lookups"]
     for again in (False, True):
         opened = methods[Opcode.OPENDIR](top, bytes(8), who)
         assert isinstance(opened, bytes)
         handle = U64.unpack_from(opened)[0]
         reply = methods[Opcode.READDIRPLUS](top, READ_IN.pack(handle, 0, ROOM), who)
         assert isinstance(reply, bytes)
-        counted = fs.root.statistics()["lookups"] - before
+        counted = fs.statistics()["lookups"] - before
         # What was looked up before the last listing says nothing about the next one.
         assert counted == (0 if looked_up == 1.0 and not again else len(names)), again
         before += counted

@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
-from volfs.fs.wire.negotiation import Agreement, Flag, negotiate
+from volfs.fs.agreement import Agreement
+from volfs.fs.wire.negotiation import Flag, Wishes, negotiate
 
 EXT4 = 0xEF53
+DEVICE = 7
 OVERLAYFS = 0x794C7630
 EVERYTHING = (1 << 64) - 1
 LIBFUSE = Flag.SETXATTR_EXT | Flag.READDIRPLUS_AUTO | Flag.EXPLICIT_INVAL_DATA
@@ -27,8 +29,9 @@ def answer(offered: int, **wishes: Any) -> tuple[Flag, int, bytes, Agreement]:
     reply = bytearray(64)
     struct.pack_into("=III", reply, 0, 7, 45, 131072)
     struct.pack_into("=IHHIIH", reply, 12, LIBFUSE, 12, 9, 1 << 20, 1, 256)
-    asked = {"filesystem": EXT4, "caches": True, "lists_by_inode": False, "passthrough": True}
-    new, agreed = negotiate(request(offered), bytes(reply), **{**asked, **wishes})
+    asked = {"filesystem": EXT4, "caches": True, "lists_by_inode": False}
+    wanted = Wishes(**{**asked, **wishes})
+    new, agreed = negotiate(request(offered), bytes(reply), wanted, device=DEVICE)
     low, high, depth = struct.unpack_from("=I16xII", new, 12)
     return Flag(low | high << 32), depth, new, agreed
 
@@ -44,8 +47,9 @@ def test_all_that_is_offered_and_useful() -> None:
     assert not flags & LIBFUSE
     assert depth == 1
     assert agreed == Agreement(
-        passthrough=True, lists_by_inode=False, maps_direct=True, why_no_passthrough=""
+        device=DEVICE, lists_by_inode=False, maps_direct=True, passthrough=True, why_not=""
     )
+    assert agreed.tapped
     assert len(reply) == 64
     # What libfuse has settled stays: protocol, reading ahead, largest write, granularity, pages.
     assert struct.unpack_from("=III", reply) == (7, 45, 131072)
@@ -57,7 +61,7 @@ def test_nothing_that_is_not_offered() -> None:
     assert flags == 0
     assert depth == 0
     assert not agreed.passthrough
-    assert "6.9" in agreed.why_no_passthrough
+    assert "6.9" in agreed.why_not
 
 
 def test_a_kernel_with_one_word_of_flags() -> None:
@@ -73,10 +77,11 @@ def test_another_layer_for_an_overlay() -> None:
 
 
 def test_without_passthrough() -> None:
-    flags, depth, _, agreed = answer(EVERYTHING, passthrough=False)
+    flags, depth, _, agreed = answer(EVERYTHING, why_not="not wanted")
     assert not flags & Flag.PASSTHROUGH
     assert depth == 0
     assert not agreed.passthrough
+    assert agreed.why_not == "not wanted"
 
 
 @pytest.mark.parametrize("caches", [True, False])

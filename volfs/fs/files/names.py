@@ -15,7 +15,7 @@ from volfs.fs.files.attributes import setgid_as_asked
 from volfs.fs.inodes import Inode, InodeTable, Listings
 from volfs.fs.native import Status, fstat, fstatat, open_path
 from volfs.linux import calls, syscalls
-from volfs.linux.identity import Caller, Requester
+from volfs.linux.identity import Identity, Requester
 
 Found = tuple[Inode, Status]
 """A file that was looked up, and how it is."""
@@ -26,7 +26,7 @@ _LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 class Names:
     """The requests on names. ``listings`` learns from what is looked up."""
 
-    def __init__(self, inodes: InodeTable, identity: Caller, listings: Listings) -> None:
+    def __init__(self, inodes: InodeTable, identity: Identity, listings: Listings) -> None:
         self._inodes = inodes
         self._identity = identity
         self._listings = listings

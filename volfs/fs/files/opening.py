@@ -17,7 +17,7 @@ from volfs.fs.files.names import Found
 from volfs.fs.files.passthrough import Passthrough
 from volfs.fs.inodes import Data, DirectoryHandle, FileHandle, HandleTable, Inode, InodeTable
 from volfs.fs.native import fstat
-from volfs.linux.identity import UNRESERVED, Caller, Requester
+from volfs.linux.identity import UNRESERVED, Identity, Requester
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -53,7 +53,7 @@ class Opening:
         self,
         inodes: InodeTable,
         handles: HandleTable,
-        identity: Caller,
+        identity: Identity,
         cache: CachePolicy,
         passthrough: Passthrough,
         connection: Connection,

@@ -43,7 +43,7 @@ def allocate(fd: int, mode: int, offset: int, length: int) -> None:
     The kernel passes the modes 0, KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE and refuses the others
     itself (EOPNOTSUPP, fuse_file_fallocate in fs/fuse/file.c). Clears setuid and setgid bits, as
     the daemon is without CAP_FSETID. Blocks come from the reserve where the calling thread's
-    fsuid may use it: call it as the caller (Caller.acting).
+    fsuid may use it: call it as the caller (Identity.acting).
     """
     try:
         syscalls.fallocate(fd, mode, offset, length)

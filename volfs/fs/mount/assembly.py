@@ -16,7 +16,7 @@ from volfs.fs.requests.directories import DirectoryRequests
 from volfs.fs.requests.files import FileRequests
 from volfs.fs.requests.names import NameRequests
 from volfs.fs.root import Root, VolumeAttributes
-from volfs.linux.identity import Caller
+from volfs.linux.identity import Identity
 from volfs.store import VolumeStore
 
 
@@ -55,7 +55,7 @@ def assemble(
     store: VolumeStore,
     scope_fd: int,
     options: MountOptions,
-    identity: Caller,
+    identity: Identity,
     descriptors: Descriptors,
     *,
     statistics: Callable[[], Mapping[str, object]],

@@ -23,7 +23,7 @@ from volfs.fs.mount.level import Face
 from volfs.fs.mount.mounting import detach, mount, unmount
 from volfs.fs.mount.options import MountOptions
 from volfs.fs.requests import WorkerThreads
-from volfs.linux.identity import Caller
+from volfs.linux.identity import Identity
 from volfs.store import VolumeStore
 
 log = logging.getLogger(__name__)
@@ -51,9 +51,9 @@ async def serve(
     started. SIGTERM and SIGINT unmount and return. Raises MountError, or in an ExceptionGroup
     what kept the service from starting.
 
-    Changes the process for good: umask, groups and capabilities (see Caller.take_privileges).
+    Changes the process for good: umask, groups and capabilities (see Identity.take_privileges).
     """
-    identity = Caller()
+    identity = Identity()
     identity.take_privileges()
     logging.getLogger("pyfuse3").addFilter(_is_news)
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -119,8 +119,14 @@ class Entries:
     ) -> bool:
         """Put an entry into the reply; False if there was no room."""
         name = os.fsencode(text)
-        status = fstatat(handle.fd, name)
-        child = self._inodes.remember(status, handle.inode, name, -1, lookups=0)
+        try:
+            status = fstatat(handle.fd, name)
+            child = self._inodes.remember(status, handle.inode, name, -1, lookups=0)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # Not to be looked at, which a look-up tells. At node id 0 the kernel keeps nothing.
+            return pyfuse3.readdir_reply(token, name, EntryAttributes(), position)
         if not pyfuse3.readdir_reply(token, name, self.attributes(child, status), position):
             self._inodes.discard(child)
             return False

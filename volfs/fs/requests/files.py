@@ -21,7 +21,7 @@ from volfs.fs.inodes import (
 from volfs.fs.locks import LockTable
 from volfs.fs.requests.later import Later
 from volfs.fs.requests.threads import WorkerThreads
-from volfs.linux.identity import Caller, Requester
+from volfs.linux.identity import Identity, Requester
 from volfs.linux.syscalls import os_error
 
 _STALL_NS = 10_000_000
@@ -44,7 +44,7 @@ class FileRequests:
         handles: HandleTable,
         opening: Opening,
         locks: LockTable,
-        identity: Caller,
+        identity: Identity,
         threads: WorkerThreads,
     ) -> None:
         self._inodes = inodes

@@ -12,7 +12,7 @@ import trio
 
 from volfs.fs.inodes import Inode
 from volfs.fs.requests.later import Later
-from volfs.linux.identity import Caller
+from volfs.linux.identity import Identity
 
 T = TypeVar("T")
 
@@ -24,8 +24,8 @@ the others from getting a thread."""
 class WorkerThreads:
     """Runs calls in worker threads, a bounded number for each thing they may have to wait for."""
 
-    def __init__(self, caller: Caller) -> None:
-        self._caller = caller
+    def __init__(self, identity: Identity) -> None:
+        self._identity = identity
         self._limiters: WeakValueDictionary[object, trio.CapacityLimiter] = WeakValueDictionary()
         self._running = 0
 
@@ -46,7 +46,7 @@ class WorkerThreads:
             limiter = self._limiters[key] = trio.CapacityLimiter(WAITING)
 
         def separately() -> T:
-            self._caller.separate_umask()
+            self._identity.separate_umask()
             return call()
 
         self._running += 1
