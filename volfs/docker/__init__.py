@@ -1,1 +1,6 @@
-"""The store as a Docker volume plugin: a face for dockerd and podman."""
+"""The store as a volume plugin: a face for dockerd and podman.
+
+``server`` serves ``application`` (the protocol over HTTP) on the socket of ``listener``; ``plugin``
+is what each request means to the store, ``places`` where a container finds a volume, ``messages``
+the words of the protocol. Calls the store and linux. Start at ``plugin``.
+"""
