@@ -106,7 +106,7 @@ class TestWhatIsShown:
     def test_a_volume_that_cannot_be_read_keeps_no_other_from_being_listed(
         self, web: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from volfs.local.driver import LocalDriver
+        from volfs.local import LocalDriver
 
         volfs("create", "good")
         read = LocalDriver.read_record
@@ -330,7 +330,7 @@ def test_a_read_only_scope_can_be_looked_at(read_only: Path) -> None:
 def test_a_volume_that_goes_meanwhile_is_left_out(
     web: Path, scope: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from volfs.store.store import VolumeStore
+    from volfs.store import VolumeStore
 
     volfs("create", "going")
     look = VolumeStore.list

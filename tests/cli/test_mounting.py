@@ -23,7 +23,7 @@ from tests.cli.running import PROGRAM, ROOT, Result, program, running
 from tests.conftest import Mounted, is_mounted, wait_for
 from tests.unprivileged import shared
 from volfs.linux import syscalls
-from volfs.store.usage import tree_mounts
+from volfs.store import tree_mounts
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="these mount as root")
 

@@ -17,7 +17,7 @@ from volfs.cli.options import (
     parse_options,
     request_of,
 )
-from volfs.fs.files.cache import CachePolicy
+from volfs.fs.files import CachePolicy
 from volfs.fs.mount.options import MountOptions
 
 

@@ -121,7 +121,7 @@ class TestUnasked:
         self, scope: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What comes into use while others are being removed is seen."""
-        from volfs.store.store import VolumeStore
+        from volfs.store import VolumeStore
 
         monkeypatch.setattr("volfs.cli.pruning._FRESH", 0.0)
         volfs("create", "a", "b", "c")

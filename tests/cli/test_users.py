@@ -15,8 +15,8 @@ import pytest
 from tests.cli.running import elsewhere, process, shell, volfs
 from tests.conftest import Mounted, MountFactory
 from volfs.holder import Holder
-from volfs.local.driver import LocalDriver
-from volfs.store.usage import Scan, mount_holders, mount_users, open_holders, tree_mounts
+from volfs.local import LocalDriver
+from volfs.store import Scan, mount_holders, mount_users, open_holders, tree_mounts
 from volfs.volume import Volume
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="mount namespaces need root")

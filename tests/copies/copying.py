@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import needs_root
-from volfs.copies.tree import CopyReport, copy_tree
+from volfs.copies import CopyReport, copy_tree
 from volfs.linux.deletion import never
 
 KINDS = [

@@ -16,9 +16,8 @@ from starlette.types import ASGIApp
 from volfs.docker.application import make_application
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
-from volfs.local.driver import LocalDriver
-from volfs.store.references import References
-from volfs.store.store import VolumeStore
+from volfs.local import LocalDriver
+from volfs.store import References, VolumeStore
 
 T = TypeVar("T")
 

@@ -24,7 +24,7 @@ from volfs.docker.application import BODY_MAX, make_application
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
 from volfs.holder import Holder
-from volfs.store.store import VolumeStore
+from volfs.store import VolumeStore
 from volfs.volume import Volume
 
 pytestmark = [

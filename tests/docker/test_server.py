@@ -21,7 +21,7 @@ from volfs.docker.places import Places
 from volfs.docker.server import serve
 from volfs.errors import PluginError
 from volfs.fs.mount.companion import Service
-from volfs.store.store import VolumeStore
+from volfs.store import VolumeStore
 
 pytestmark = [
     pytest.mark.any_level,

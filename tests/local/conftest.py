@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import open_descriptors
 from tests.local.scopes import OpenDriver, age, hidden_entries
-from volfs.local.driver import LocalDriver
+from volfs.local import LocalDriver
 
 MEMORY = Path("/dev/shm")
 

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Protocol
 
-from volfs.local.driver import LocalDriver
+from volfs.local import LocalDriver
 from volfs.volume import Owner
 
 SOMEBODY = Owner(1000, 1000) if os.geteuid() == 0 else Owner(os.geteuid(), os.getegid(), 0o700)

@@ -20,7 +20,7 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.linux.deletion import never
-from volfs.local.driver import LocalDriver
+from volfs.local import LocalDriver
 
 pytestmark = pytest.mark.any_level
 

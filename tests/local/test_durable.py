@@ -17,8 +17,8 @@ import pytest
 
 from tests.local.scopes import SOMEBODY, OpenDriver, write
 from volfs.linux import syscalls
+from volfs.local import LocalDriver
 from volfs.local import names as naming
-from volfs.local.driver import LocalDriver
 
 Place = tuple[int, int]
 

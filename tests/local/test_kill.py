@@ -22,8 +22,8 @@ from tests.local.scopes import SOMEBODY, age, contents, hidden_entries, removed_
 from volfs.copies.marks import wait_a_tick
 from volfs.errors import VolumeExistsError, VolumeNotFoundError
 from volfs.linux.deletion import never
+from volfs.local import LocalDriver
 from volfs.local import names as naming
-from volfs.local.driver import LocalDriver
 
 CHANGING = ("mkdir", "rename", "open", "write", "fsync", "fchown", "fchmod", "unlink", "rmdir")
 

@@ -18,7 +18,7 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.linux.deletion import never
-from volfs.local.driver import LocalDriver
+from volfs.local import LocalDriver
 
 NAMES = ("a", "b", "c")
 

@@ -15,7 +15,7 @@ from tests.children import NOBODY, in_namespace, needs_root, run_as
 from tests.local.scopes import contents, write
 from volfs.errors import ScopeError, VolumeNotFoundError
 from volfs.linux import syscalls
-from volfs.local.driver import LocalDriver
+from volfs.local import LocalDriver
 
 MS_REMOUNT = 32
 MS_BIND = 4096

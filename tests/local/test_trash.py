@@ -25,7 +25,7 @@ from tests.local.test_scope import MS_BIND, mount_tmpfs
 from volfs.errors import InvalidNameError, VolumeExistsError, VolumeNotFoundError
 from volfs.linux import syscalls
 from volfs.linux.deletion import never
-from volfs.local.driver import LocalDriver
+from volfs.local import LocalDriver
 
 
 def remove(driver: LocalDriver, name: str, text: str = "", by: str = "") -> str:

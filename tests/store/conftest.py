@@ -10,9 +10,9 @@ import pytest
 from tests.conftest import open_descriptors
 from tests.local.conftest import driver, open_driver, quick_scope, scope
 from tests.store.referring import OpenStore
-from volfs.local.driver import LocalDriver
+from volfs.local import LocalDriver
+from volfs.store import VolumeStore
 from volfs.store.references import Look, References
-from volfs.store.store import VolumeStore
 from volfs.store.table import Origin
 
 __all__ = ["driver", "open_driver", "open_store", "quick_scope", "scope"]

@@ -12,9 +12,9 @@ import pytest
 
 from volfs.errors import VolumeInUseError
 from volfs.holder import Holder
-from volfs.local.driver import LocalDriver
+from volfs.local import LocalDriver
+from volfs.store import VolumeStore
 from volfs.store.references import Look, References
-from volfs.store.store import VolumeStore
 from volfs.store.table import Origin
 from volfs.volume import Volume
 

@@ -13,8 +13,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.local.conftest import MEMORY
 from tests.local.scopes import age, contents, hidden_entries, removed_contents, write
 from volfs.errors import VolumeExistsError, VolumeInUseError, VolumeNotFoundError
-from volfs.local.driver import LocalDriver
-from volfs.store.store import VolumeStore
+from volfs.local import LocalDriver
+from volfs.store import VolumeStore
 
 names = st.sampled_from(["a", "b", "c"])
 

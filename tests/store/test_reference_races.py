@@ -26,9 +26,8 @@ from tests.store.referring import (
 )
 from volfs.errors import VolumeInUseError, VolumeNotFoundError
 from volfs.holder import Holder
-from volfs.local.driver import LocalDriver
-from volfs.store.references import References
-from volfs.store.store import VolumeStore
+from volfs.local import LocalDriver
+from volfs.store import References, VolumeStore
 from volfs.volume import Volume
 
 pytestmark = pytest.mark.any_level

@@ -31,9 +31,8 @@ from volfs.errors import VolumeInUseError, VolumeNotFoundError
 from volfs.holder import Holder
 from volfs.linux import syscalls
 from volfs.linux.deletion import never
-from volfs.local.driver import LocalDriver
-from volfs.store.references import References
-from volfs.store.store import VolumeStore
+from volfs.local import LocalDriver
+from volfs.store import References, VolumeStore
 from volfs.store.table import ID_MAX
 
 pytestmark = pytest.mark.any_level

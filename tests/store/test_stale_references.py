@@ -28,9 +28,8 @@ from volfs.errors import VolumeInUseError
 from volfs.holder import Holder
 from volfs.linux import syscalls
 from volfs.linux.deletion import never
-from volfs.store.store import VolumeStore
+from volfs.store import Scan, VolumeStore
 from volfs.store.table import Origin
-from volfs.store.usage import Scan
 from volfs.volume import Volume
 
 pytestmark = pytest.mark.any_level

@@ -28,9 +28,8 @@ from volfs.errors import (
 )
 from volfs.holder import Holder
 from volfs.linux.deletion import never
-from volfs.local.driver import LocalDriver
-from volfs.store.references import References
-from volfs.store.store import DriverRegistry, VolumeStore
+from volfs.local import LocalDriver
+from volfs.store import DriverRegistry, References, VolumeStore
 from volfs.volume import Volume
 
 DEADLINE = 20.0

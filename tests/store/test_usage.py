@@ -15,7 +15,7 @@ import pytest
 
 from volfs.holder import Holder
 from volfs.linux.mountinfo import MountTable, Place, parse
-from volfs.store.usage import Scan, mount_holders, open_holders, tree_mounts
+from volfs.store import Scan, mount_holders, open_holders, tree_mounts
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 

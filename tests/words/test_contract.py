@@ -20,7 +20,7 @@ from volfs.errors import (
     VolumeExistsError,
     VolumeNotFoundError,
 )
-from volfs.local.driver import LocalDriver
+from volfs.local import LocalDriver
 from volfs.volume import Driver
 
 DRIVERS: dict[str, Callable[[Path], Driver]] = {

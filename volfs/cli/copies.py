@@ -19,8 +19,8 @@ from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.volumes import describe, key_values, label_option
 
 if TYPE_CHECKING:
-    from volfs.copies.tree import CopyReport
-    from volfs.local.driver import LocalDriver
+    from volfs.copies import CopyReport
+    from volfs.local import LocalDriver
 
 _CHANGED = 1
 """What export ends with when the archive is not of one point in time, as tar(1) does."""

@@ -18,7 +18,7 @@ from typing import Any
 import click
 
 from volfs.cli.durations import parse_duration
-from volfs.fs.files.cache import CachePolicy
+from volfs.fs.files import CachePolicy
 from volfs.fs.mount.options import MountOptions
 
 DAY = 86400.0

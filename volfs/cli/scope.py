@@ -15,9 +15,8 @@ import click
 from volfs.errors import ScopeError
 
 if TYPE_CHECKING:
-    from volfs.local.driver import LocalDriver
-    from volfs.store.store import VolumeStore
-    from volfs.store.usage import Scan
+    from volfs.local import LocalDriver
+    from volfs.store import Scan, VolumeStore
 
 scope_option = click.option(
     "--scope",
@@ -62,10 +61,8 @@ def open_scope(scope: str | None, *, make: bool = False) -> Iterator[OpenScope]:
     The store's holders are the mounts of every namespace and the files open through a tree,
     as they were when first asked for. Raises ScopeError.
     """
-    from volfs.local.driver import LocalDriver
-    from volfs.store.references import References
-    from volfs.store.store import VolumeStore
-    from volfs.store.usage import Scan
+    from volfs.local import LocalDriver
+    from volfs.store import References, Scan, VolumeStore
 
     path = scope or default_scope()
     if not make and not Path(path, "volumes").is_dir():

@@ -14,8 +14,8 @@ from volfs.errors import PluginError, VolfsError
 
 if TYPE_CHECKING:
     from volfs.cli.options import MountRequest
-    from volfs.local.driver import LocalDriver
-    from volfs.store.store import VolumeStore
+    from volfs.local import LocalDriver
+    from volfs.store import VolumeStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ def serve_plugin(request: PluginRequest, ready: Callable[[], None]) -> None:
 
     from volfs.docker.places import Places
     from volfs.docker.server import serve_alone
-    from volfs.store.usage import open_holders
+    from volfs.store import open_holders
 
     keep = request.keep_removed
     with _opened(request.scope, keep or 0.0) as (store, driver):
@@ -101,10 +101,8 @@ def serve_plugin(request: PluginRequest, ready: Callable[[], None]) -> None:
 
 @contextmanager
 def _opened(scope: str, keep_removed: float) -> Iterator[tuple[VolumeStore, LocalDriver]]:
-    from volfs.local.driver import LocalDriver
-    from volfs.store.references import References
-    from volfs.store.store import VolumeStore
-    from volfs.store.usage import mount_holders
+    from volfs.local import LocalDriver
+    from volfs.store import References, VolumeStore, mount_holders
 
     driver = LocalDriver(scope, keep_removed=keep_removed)
     store = VolumeStore([driver], references=References(driver.scope))

@@ -23,7 +23,7 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.linux.identity import Identity, KeepingSetgid
-from volfs.store.store import VolumeStore
+from volfs.store import VolumeStore
 from volfs.volume import Owner, Volume, check_name
 
 T = TypeVar("T")

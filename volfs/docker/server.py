@@ -17,7 +17,7 @@ from volfs.docker.application import make_application
 from volfs.docker.listener import Listener
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
-from volfs.store.store import VolumeStore
+from volfs.store import VolumeStore
 
 log = logging.getLogger(__name__)
 

@@ -3,6 +3,6 @@
 A request of the kernel comes in at ``wire`` (where there is a tap) or ``plain`` (brought by
 pyfuse3), is decided in ``requests``, and done by ``root`` (volumes), ``files`` (what is below them)
 or ``locks``, on the ``inodes`` that the kernel knows; ``native`` asks the backing filesystem.
-``mount`` puts all of it together. Each of these rooms calls those named after it only; ``agreement``
-is what all may read: what the kernel and the daemon have agreed. Calls the store and linux.
+``mount`` puts all of them together. A room calls only those named after it here; ``agreement`` is
+for all to read: what the kernel and the daemon have agreed. Calls the store and linux.
 """

@@ -17,8 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 
-from volfs.copies.file import NoReflinksError
-from volfs.copies.tree import CopyReport
+from volfs.copies import CopyReport, NoReflinksError
 from volfs.errors import (
     OptionConflictError,
     UnknownOptionError,

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from volfs.copies.tree import CopyReport, copy_tree
+from volfs.copies import CopyReport, copy_tree
 from volfs.errors import VolumeNotFoundError
 from volfs.linux.deletion import delete_tree, never
 from volfs.linux.durable import opened

@@ -12,7 +12,7 @@ import pytest
 from pyfuse3 import FUSEError
 
 from tests.fs.conftest import Filesystem, FilesystemFactory
-from volfs.fs.inodes.inode import ROOT_ID
+from volfs.fs.inodes import ROOT_ID
 from volfs.linux import syscalls
 
 FOREIGN = 1 << 63

@@ -13,8 +13,8 @@ from pyfuse3 import FileHandleT, FUSEError, InodeT
 
 from tests.conftest import open_descriptors
 from tests.fs.conftest import Filesystem, FilesystemFactory, context
-from volfs.fs.files.cache import CachePolicy
-from volfs.fs.inodes.handles import FileHandle, HandleTable, RootHandle
+from volfs.fs.files import CachePolicy
+from volfs.fs.inodes import FileHandle, HandleTable, RootHandle
 from volfs.linux.identity import Identity, in_group
 
 

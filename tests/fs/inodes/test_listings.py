@@ -14,9 +14,8 @@ from pyfuse3 import FileHandleT, FUSEError, InodeT
 
 from tests.conftest import open_descriptors
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory
-from volfs.fs.inodes.inode import Inode
-from volfs.fs.inodes.table import InodeTable
-from volfs.fs.native.status import Status, fstatat
+from volfs.fs.inodes import Inode, InodeTable
+from volfs.fs.native import Status, fstatat
 from volfs.fs.plain import entries
 
 DOTS = [b".", b".."]

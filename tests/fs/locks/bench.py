@@ -16,9 +16,7 @@ import trio
 import trio.testing
 
 from tests.conftest import wait_for
-from volfs.fs.inodes.device import Device
-from volfs.fs.inodes.handles import FileHandle
-from volfs.fs.inodes.inode import Inode
+from volfs.fs.inodes import Device, FileHandle, Inode
 from volfs.fs.locks import END, Lock, LockTable
 from volfs.fs.locks.processes import locks_by_description
 

@@ -26,7 +26,7 @@ from tests.fs.locks.bench import (
     outside,
     record,
 )
-from volfs.fs.inodes.handles import FileHandle
+from volfs.fs.inodes import FileHandle
 from volfs.fs.locks import END, Lock
 
 # -- waiting

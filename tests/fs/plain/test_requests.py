@@ -16,8 +16,8 @@ from pyfuse3 import EntryAttributes, FileHandleT, FileNameT, FUSEError, InodeT, 
 
 from tests.fs.conftest import ROOT, Filesystem, context, fields
 from volfs.errors import VolfsError
-from volfs.fs.inodes.inode import ROOT_ID
-from volfs.fs.plain.operations import VolumeFS
+from volfs.fs.inodes import ROOT_ID
+from volfs.fs.plain import VolumeFS
 
 # poll is for devices; the kernel answers it itself once a filesystem does not know it.
 # init and stacktrace are no requests.

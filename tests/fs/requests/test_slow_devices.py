@@ -25,7 +25,7 @@ from volfs.fs.files import attributes as attributes_of_files
 from volfs.fs.files import names, opening
 from volfs.fs.inodes import reaching
 from volfs.fs.plain import entries
-from volfs.fs.requests.threads import WAITING
+from volfs.fs.requests import WAITING
 from volfs.linux import calls, syscalls
 
 DEADLINE = 20.0

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.fs.conftest import Filesystem
-from volfs.fs.files.cache import CachePolicy
+from volfs.fs.files import CachePolicy
 from volfs.fs.native._directory import read_entries
 from volfs.fs.wire import directories
 from volfs.fs.wire.entries import Entries

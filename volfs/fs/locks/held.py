@@ -9,8 +9,7 @@ import struct
 from contextlib import suppress
 from typing import NamedTuple
 
-from volfs.fs.inodes.handles import FileHandle
-from volfs.fs.inodes.inode import Inode
+from volfs.fs.inodes import FileHandle, Inode
 
 END = (1 << 63) - 1
 """``Lock.end`` of a lock to the end of the file, wherever that will be (OFFSET_MAX)."""

@@ -10,9 +10,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from volfs.fs.inodes.device import Device
-from volfs.fs.inodes.handles import FileHandle
-from volfs.fs.inodes.inode import Inode
+from volfs.fs.inodes import Device, FileHandle, Inode
 from volfs.fs.locks.held import Held, Lock, LockedFile, LockOwner, LockRequest, conflicting
 from volfs.fs.locks.processes import ProcessEnds, locks_by_description
 from volfs.fs.locks.waiting import LockQueues, Tried

@@ -8,7 +8,7 @@ from enum import Enum, auto
 
 import trio
 
-from volfs.fs.inodes.inode import Inode
+from volfs.fs.inodes import Inode
 from volfs.fs.locks.held import LockRequest
 
 SOONEST = 0.001
