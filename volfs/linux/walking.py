@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from volfs.linux.durable import DIRECTORY, NO_ENTRY
-from volfs.linux.syscalls import RESOLVE_NO_XDEV, openat2
+from volfs.linux.syscalls import RESOLVE_NO_XDEV, openat2, os_error
 
 _KEPT_OPEN = 24
 """Levels whose descriptors are kept, beside the first."""
@@ -176,7 +176,7 @@ def open_beneath(dir_fd: int, name: str, flags: int) -> int:
     fd = os.open(name, flags, dir_fd=dir_fd)
     if _mount_of(fd) != _mount_of(dir_fd):
         os.close(fd)
-        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), name)
+        raise os_error(errno.EXDEV, name)
     return fd
 
 

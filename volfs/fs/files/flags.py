@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import os
 import sys
+
+from volfs.linux.syscalls import os_error
 
 # linux/fs.h, as all architectures but mips, powerpc and sparc encode it. The kernel's own requests
 # carry an unsigned int, though the first two are encoded with a long.
@@ -52,7 +53,7 @@ def check(command: int, data: bytes, size: int, argument: int = 0) -> None:
     callers and does not check for others.
     """
     if _SIZES.get(command) != (len(data), size) or argument:
-        raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        raise os_error(errno.ENOTTY)
 
 
 def answer(fd: int, command: int, data: bytes, size: int) -> bytes:
@@ -64,7 +65,7 @@ def answer(fd: int, command: int, data: bytes, size: int) -> bytes:
         reply = fcntl.ioctl(fd, command, data or bytes(size))
     except OSError as error:
         if error.errno == errno.ENOSYS:
-            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY)) from None
+            raise os_error(errno.ENOTTY) from None
         raise
     return reply[:size]
 

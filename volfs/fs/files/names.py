@@ -16,6 +16,7 @@ from volfs.fs.inodes import Inode, InodeTable, Listings
 from volfs.fs.native import Status, fstat, fstatat, open_path
 from volfs.linux import calls, syscalls
 from volfs.linux.identity import Identity, Requester
+from volfs.linux.syscalls import os_error
 
 Found = tuple[Inode, Status]
 """A file that was looked up, and how it is."""
@@ -74,7 +75,7 @@ class Names:
         # Behind the mount somebody may have replaced it already: then this is what is there.
         found = open_path(directory, name)
         if found is None:
-            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+            raise os_error(errno.ENOENT)
         fd, status = found
         return self._inodes.remember(status, parent, name, fd, created=True), status
 

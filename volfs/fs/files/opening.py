@@ -18,6 +18,7 @@ from volfs.fs.files.passthrough import Passthrough
 from volfs.fs.inodes import Data, DirectoryHandle, FileHandle, HandleTable, Inode, InodeTable
 from volfs.fs.native import fstat
 from volfs.linux.identity import UNRESERVED, Identity, Requester
+from volfs.linux.syscalls import os_error
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
@@ -169,7 +170,7 @@ class Opening:
                 raise
             # It appeared behind the mount, so the kernel has not checked whether the caller may
             # open it. ESTALE makes it look the name up and go through its checks.
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE)) from None
+            raise os_error(errno.ESTALE) from None
         return self._created_open(fd, parent, name, flags, ctx.pid)
 
     def tmpfile(self, parent: Inode, mode: int, flags: int, ctx: Requester) -> tuple[Opened, Found]:
@@ -249,5 +250,5 @@ def make_unnamed(directory: int, flags: int, mode: int) -> int:
         # EISDIR is how open(2) says that it does not know of it; ENOSYS would be taken for an
         # answer for the whole mount.
         if error.errno in (errno.EISDIR, errno.ENOSYS):
-            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP)) from None
+            raise os_error(errno.EOPNOTSUPP) from None
         raise

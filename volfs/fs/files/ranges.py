@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 from volfs.linux import syscalls
+from volfs.linux.syscalls import os_error
 
 QUICK_COPY = 128 << 10
 """Bytes that are copied sooner than a worker thread is woken: 40 µs at most in the page cache."""
@@ -64,11 +65,11 @@ def seek(fd: int, offset: int, whence: int, *, whole: bool = False) -> int:
     the kernel answers them itself.
     """
     if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise os_error(errno.EINVAL)
     if whole:
         size = os.fstat(fd).st_size
         if not 0 <= offset < size:
-            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+            raise os_error(errno.ENXIO)
         return offset if whence == os.SEEK_DATA else size
     try:
         return os.lseek(fd, min(offset, _FARTHEST), whence)
@@ -99,7 +100,7 @@ def copy(
     kernel copies by reading and writing. ``flags`` is 0 in all kernels so far; EINVAL otherwise.
     """
     if flags:
-        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        raise os_error(errno.EINVAL)
     copied = 0
     step = _FIRST_STEP
     while copied < length:
@@ -132,5 +133,5 @@ def copy(
 def _known(error: OSError) -> OSError:
     """The error to answer: ENOSYS of one backing file must not end the request for all."""
     if error.errno == errno.ENOSYS:
-        return OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return os_error(errno.EOPNOTSUPP)
     return error

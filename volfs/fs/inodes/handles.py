@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 
 from volfs.fs.inodes.inode import Handle, Inode
+from volfs.linux.syscalls import os_error
 
 Data = bytes | bytearray | memoryview
 
@@ -161,14 +162,14 @@ class HandleTable:
         try:
             return self._files[number]
         except KeyError:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+            raise os_error(errno.EBADF) from None
 
     def directory(self, number: int) -> DirectoryHandle | RootHandle:
         """The open directory with this number. Raises OSError(EBADF)."""
         try:
             return self._directories[number]
         except KeyError:
-            raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+            raise os_error(errno.EBADF) from None
 
     def remove_file(self, number: int) -> FileHandle | None:
         """Drop an open file from the table and return it; its descriptor is still open."""

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from volfs.fs.inodes.inode import DEEPEST, ROOT_ID, Inode
 from volfs.fs.native import fstat
 from volfs.linux import calls, syscalls
+from volfs.linux.syscalls import os_error
 
 _LEAST = 16
 """One request uses a few descriptors at once; they must not evict each other."""
@@ -61,7 +62,7 @@ class Descriptors:
             if handle.fd >= 0:
                 return handle.fd
         if inode.gone:
-            raise _stale()
+            raise os_error(errno.ESTALE)
         return self._open_again(inode)
 
     def used(self, inode: Inode) -> bool:
@@ -154,7 +155,7 @@ class Descriptors:
                 parent = here.parent
                 if parent is None or parent.node_id == ROOT_ID or len(above) > DEEPEST:
                     # A volume's top directory: only the store can say where it is now.
-                    raise _stale()
+                    raise os_error(errno.ESTALE)
                 here = parent
                 if here.fd >= 0 or here.opens or here.gone:  # (a directory's handle has one)
                     fd = self.reach(here)
@@ -219,7 +220,7 @@ def _open_child(directory: int, inode: Inode) -> int:
     try:
         fd = os.open(inode.name, REACH, dir_fd=directory)
     except (FileNotFoundError, NotADirectoryError):
-        raise _stale() from None
+        raise os_error(errno.ESTALE) from None
     status = fstat(fd)
     if (
         status.st_ino != inode.ino
@@ -227,9 +228,5 @@ def _open_child(directory: int, inode: Inode) -> int:
         or (inode.file_handle is not None and inode.file_handle != file_handle_of(fd)[0])
     ):
         os.close(fd)
-        raise _stale()
+        raise os_error(errno.ESTALE)
     return fd
-
-
-def _stale() -> OSError:
-    return OSError(errno.ESTALE, os.strerror(errno.ESTALE))

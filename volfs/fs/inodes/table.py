@@ -16,6 +16,7 @@ from volfs.fs.inodes.device import Device
 from volfs.fs.inodes.inode import ROOT_ID, Inode
 from volfs.fs.inodes.reaching import REACH, Descriptors, file_handle_of
 from volfs.fs.native import Status
+from volfs.linux.syscalls import os_error
 
 _STEP = 0x1_0000_0001
 """From a node id that is taken to the next one to try."""
@@ -49,7 +50,7 @@ class InodeTable:
         inode = self._nodes.get(node_id)
         if inode is None:
             # The kernel names only what it looked up; ESTALE makes it look up again.
-            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            raise os_error(errno.ESTALE)
         return inode
 
     def __iter__(self) -> Iterator[Inode]:

@@ -14,6 +14,7 @@ from volfs.fs.inodes import Device, FileHandle, Inode
 from volfs.fs.locks.held import Held, Lock, LockedFile, LockOwner, LockRequest, conflicting
 from volfs.fs.locks.processes import ProcessEnds, locks_by_description
 from volfs.fs.locks.waiting import LockQueues, Tried
+from volfs.linux.syscalls import os_error
 
 _FLOCKS = {fcntl.F_RDLCK: fcntl.LOCK_SH, fcntl.F_WRLCK: fcntl.LOCK_EX}
 _NOT_FOR_WRITING = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ETXTBSY)
@@ -120,9 +121,9 @@ class LockTable:
         if tried is Tried.SET:
             return
         if not wait:
-            raise _error(errno.EAGAIN)
+            raise os_error(errno.EAGAIN)
         if not flock and self._is_deadlock(request) and not locks_by_description(thread):
-            raise _error(errno.EDEADLK)
+            raise os_error(errno.EDEADLK)
         await self._queues.wait(request, tried)
 
     # -- dropping
@@ -230,7 +231,7 @@ class LockTable:
             # EBADF: the file could not be opened for writing when its owner set the first lock.
             # To open it anew for this one would drop that.
             if error.errno in (errno.EMFILE, errno.ENFILE, errno.EBADF):
-                raise _error(errno.ENOLCK) from None
+                raise os_error(errno.ENOLCK) from None
             raise
         finally:
             if not owner.held:
@@ -268,7 +269,7 @@ class LockTable:
             return self._open_again(inode, least)
         except OSError as error:
             if error.errno in _NOT_FOR_WRITING:  # EACCES would say that another has the lock
-                raise _error(errno.ENOLCK) from None
+                raise os_error(errno.ENOLCK) from None
             raise
 
     def _forget(self, file: LockedFile, number: int) -> None:
@@ -304,7 +305,3 @@ class LockTable:
                     seen.add(number)
                     to_see += [r for r in self._queues if r.owner == number and not r.flock]
         return False
-
-
-def _error(number: int) -> OSError:
-    return OSError(number, os.strerror(number))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
+
+from volfs.linux.syscalls import os_error
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -47,4 +48,4 @@ class Later(Generic[T]):
 
 def interrupted() -> OSError:
     """What a request fails with whose caller was interrupted by a signal."""
-    return OSError(errno.EINTR, os.strerror(errno.EINTR))
+    return os_error(errno.EINTR)
