@@ -287,13 +287,11 @@ ssize_t read_hook(int fd, void *buf, size_t size, void *Py_UNUSED(userdata))
     for (int served = 0; outcome == ANSWERED && !error; ) {
         if ((length = next_request(fd, buf, size)) < 0) {
             error = errno == EAGAIN ? EINTR : errno;
-            tap.ended = errno == EAGAIN ? IDLE : FAILED;
             break;
         }
         outcome = DECLINED; /* also what is too short: libfuse says so */
         if ((size_t)length >= sizeof(struct request_header))
             outcome = dispatch(fd, buf, length);
-        tap.ended = outcome == DECLINED ? PASSED : outcome == STARTED ? LATER : TURN;
         /* A descriptor that is not, or no longer, known as mounted might block. */
         if (outcome == STARTED || (outcome == ANSWERED && (++served >= tap.turn || fd != tap.fd)))
             error = EINTR;
