@@ -8,12 +8,6 @@ import struct
 _KSTATFS = struct.Struct("=5Q4I24x")
 
 
-def status(fd: int) -> os.statvfs_result:
-    """statvfs of the filesystem (or the project quota) that the file behind ``fd``, O_PATH or
-    not, is on. Can block on network filesystems."""
-    return os.fstatvfs(fd)
-
-
 def packed(result: os.statvfs_result) -> bytes:
     """struct fuse_kstatfs of linux/fuse.h, the body of the reply to STATFS.
 

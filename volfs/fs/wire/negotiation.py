@@ -69,7 +69,6 @@ def negotiate(
     caches: bool,
     lists_by_inode: bool,
     passthrough: bool,
-    why_no_passthrough: str = "",
 ) -> tuple[bytes, Agreement]:
     """Return the INIT reply as it shall be, and what it agrees.
 
@@ -108,6 +107,7 @@ def negotiate(
     if lists_by_inode:
         wanted |= Flag.NO_OPENDIR_SUPPORT
     flags = (flags | wanted) & offered & ~refused
+    why_no_passthrough = ""
     if passthrough and not flags & Flag.PASSTHROUGH:
         passthrough = False
         why_no_passthrough = "the kernel does not offer it (it came with Linux 6.9)"

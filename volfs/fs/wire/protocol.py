@@ -85,7 +85,6 @@ class Who(NamedTuple):
 
 FORGET_ONE = Struct("=QQ")  # node id, lookups
 U64 = Struct("=Q")
-U64_PAIR = Struct("=QQ")
 U32_PAIR = Struct("=II")
 SETATTR_IN = Struct("=I4xQQ8xqq8xII4xI4xII4x")
 """valid, fh, size, atime, mtime, atimensec, mtimensec, mode, uid, gid"""
@@ -131,7 +130,6 @@ FOPEN_PASSTHROUGH = 1 << 7
 
 FUSE_WRITE_CACHE = 1 << 0
 FUSE_FSYNC_FDATASYNC = 1 << 0
-FUSE_RELEASE_FLOCK_UNLOCK = 1 << 1
 FUSE_LK_FLOCK = 1 << 0
 FUSE_IOCTL_DIR = 1 << 4
 
