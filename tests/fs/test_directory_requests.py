@@ -10,7 +10,7 @@ import pytest
 
 from tests.fs.conftest import Filesystem
 from volfs.fs.files.cache import CachePolicy
-from volfs.fs.native._directory import read_entries
+from volfs.fs.native._records import read_entries
 from volfs.fs.wire import directories as directory_requests
 from volfs.fs.wire.names import NodeRequests
 from volfs.fs.wire.protocol import READ_IN, U64, Opcode, Who

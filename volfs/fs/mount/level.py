@@ -48,7 +48,7 @@ def highest_level() -> tuple[Level, str]:
     """The level that a mount by this process can have at most as far as the kernel plays along,
     and why it is no higher one."""
     try:
-        from volfs.fs.native import _directory, _status  # noqa: F401  (all are needed)
+        from volfs.fs.native import _records  # noqa: F401  (all are needed)
         from volfs.fs.wire import _tap
         from volfs.linux import _calls  # noqa: F401
 

@@ -9,7 +9,7 @@ import stat
 from volfs.fs.files.cache import CachePolicy
 from volfs.fs.inodes.handles import DirectoryHandle, RootHandle
 from volfs.fs.inodes.inode import ROOT_ID, Inode
-from volfs.fs.native._directory import direntplus, list_bare, read_entries
+from volfs.fs.native._records import direntplus, list_bare, read_entries
 from volfs.fs.native.status import fstatat
 from volfs.fs.requests.requests import Later, Requests
 from volfs.fs.wire import protocol

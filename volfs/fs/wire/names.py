@@ -10,8 +10,8 @@ from volfs.fs.files import filesystem
 from volfs.fs.files.cache import CachePolicy
 from volfs.fs.files.tree import Changes, Found
 from volfs.fs.inodes.inode import ROOT_ID, Inode
-from volfs.fs.native._status import Status as WireStatus
-from volfs.fs.native._status import fstat, statx_out
+from volfs.fs.native._records import Status as WireStatus
+from volfs.fs.native._records import fstat, statx_out
 from volfs.fs.native.status import Status
 from volfs.fs.requests.requests import Later, Requests
 from volfs.fs.root.directory import can_exist

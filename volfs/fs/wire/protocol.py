@@ -137,7 +137,7 @@ _NS = 10**9
 
 
 def attr_out(status: Status, node_id: int, timeout_ns: int) -> bytes:
-    """struct fuse_attr_out of any Status; _status.Status does it quicker."""
+    """struct fuse_attr_out of any Status; _records.Status does it quicker."""
     return ATTR_OUT.pack(
         timeout_ns // _NS,
         timeout_ns % _NS,

@@ -8,7 +8,7 @@ import pyfuse3
 import trio
 
 from volfs.fs.files.cache import CachePolicy
-from volfs.fs.native import _directory, _status  # noqa: F401  (all of them are needed)
+from volfs.fs.native import _records  # noqa: F401  (all of them are needed)
 from volfs.fs.requests.requests import Later, Requests
 from volfs.fs.wire import _tap, protocol
 from volfs.fs.wire.directories import DirectoryRequests
