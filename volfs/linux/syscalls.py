@@ -153,12 +153,15 @@ def write_back(fd: int) -> None:
         raise _fail()
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("sec", c_long), ("nsec", c_long))
+class _Timespec(ctypes.Structure):  # struct __kernel_timespec, on 32-bit machines too
+    _fields_ = (("sec", c_int64), ("nsec", c_int64))
 
 
 _TimespecPair = _Timespec * 2
-_SYS_UTIMENSAT = {"x86_64": 280, "aarch64": 88}.get(os.uname().machine)
+# utimensat_time64 for processes of 32 bits, whatever the kernel has: the other ends in 2038.
+_SYS_UTIMENSAT = (
+    {"x86_64": 280, "aarch64": 88}.get(os.uname().machine) if ctypes.sizeof(c_void_p) == 8 else 412
+)
 
 
 NOW = 1 << 127

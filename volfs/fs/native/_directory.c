@@ -32,7 +32,7 @@ struct dirent_raw { /* struct linux_dirent64 */
 static ssize_t read_directory(int fd, char *buffer, uint64_t wanted)
 {
     ssize_t got;
-    size_t size = wanted < LEAST_CHUNK ? LEAST_CHUNK : wanted > CHUNK ? CHUNK : wanted;
+    size_t size = wanted < LEAST_CHUNK ? LEAST_CHUNK : wanted > CHUNK ? CHUNK : (size_t)wanted;
     Py_BEGIN_ALLOW_THREADS
     got = syscall(SYS_getdents64, fd, buffer, size);
     Py_END_ALLOW_THREADS
@@ -79,7 +79,7 @@ static PyObject *py_list_bare(PyObject *module, PyObject *const *args, Py_ssize_
     int fd = descriptor_and(args, count, 6, n);
     if (fd < 0 || !seek(fd, n[0]))
         return NULL;
-    size_t room = n[1], used = 0, head = n[2] ? sizeof(struct entry_out) : 0;
+    size_t room = (size_t)n[1], used = 0, head = n[2] ? sizeof(struct entry_out) : 0;
     size_t least = head + PADDED(sizeof(struct dirent_head) + 1);
     PyObject *reply = PyBytes_FromStringAndSize(NULL, room);
     if (!reply)
