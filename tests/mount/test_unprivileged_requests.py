@@ -13,9 +13,8 @@ import pytest
 from tests.children import NOBODY, run_as
 from tests.conftest import Mounted, MountFactory
 from tests.mount.comparing import outcome
-from tests.mount.test_inode_flags import change, get
+from tests.mount.test_inode_flags import FS_IMMUTABLE_FL, FS_NODUMP_FL, change, get
 from tests.mount.test_unnamed import name_it, unnamed
-from volfs.fs.files import flags
 from volfs.linux import syscalls
 
 pytestmark = pytest.mark.needs_tap
@@ -77,8 +76,8 @@ def test_inode_flags(own: Mounted) -> None:
         path = top / "file"
         path.touch()
         before = get(path)
-        change(path, before | flags.FS_NODUMP_FL)
-        return get(path), outcome(change, path, before | flags.FS_IMMUTABLE_FL)
+        change(path, before | FS_NODUMP_FL)
+        return get(path), outcome(change, path, before | FS_IMMUTABLE_FL)
 
     plain, volume = as_owner(own, call)
     assert volume == plain

@@ -4,6 +4,7 @@
  *
  * Those on inodes take O_PATH descriptors. Newer ones fail with ENOSYS on older kernels.
  */
+#define _GNU_SOURCE
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
@@ -23,6 +24,18 @@
 #define SYS_fchmodat2 452
 #endif
 
+/* Where long has 32 bits, the first utimensat ends in 2038; since Linux 5.1 there is a second one,
+ * with the same number on all such machines. (x32 has 32 bits, but one that is right.) */
+#if __SIZEOF_LONG__ == 8 || defined __x86_64__
+#define UTIMENSAT SYS_utimensat
+#else
+#define UTIMENSAT 412 /* SYS_utimensat_time64 */
+#endif
+
+struct timestamp { /* struct __kernel_timespec of linux/time_types.h */
+    int64_t sec, nsec;
+};
+
 struct backing_map { /* struct fuse_backing_map of linux/fuse.h */
     int32_t fd;
     uint32_t flags;
@@ -32,14 +45,16 @@ struct backing_map { /* struct fuse_backing_map of linux/fuse.h */
 #define BACKING_OPEN _IOW(229, 1, struct backing_map)
 #define BACKING_CLOSE _IOW(229, 2, uint32_t)
 
-static int numbers(PyObject *const *args, Py_ssize_t given, int count, long *into)
+/* Convert `count` arguments to numbers; false with an exception set. Not to long: with 32 bits it
+ * holds neither uids above 2^31 nor seconds after 2038. */
+static int numbers(PyObject *const *args, Py_ssize_t given, int count, int64_t *into)
 {
     if (given != count) {
         PyErr_Format(PyExc_TypeError, "%d arguments expected, not %zd", count, given);
         return 0;
     }
     for (int i = 0; i < count; i++) {
-        into[i] = PyLong_AsLong(args[i]);
+        into[i] = PyLong_AsLongLong(args[i]);
         if (into[i] == -1 && PyErr_Occurred())
             return 0;
     }
@@ -49,26 +64,26 @@ static int numbers(PyObject *const *args, Py_ssize_t given, int count, long *int
 static PyObject *py_setfsids(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    long n[2]; /* uid, gid */
+    int64_t n[2]; /* uid, gid */
     if (!numbers(args, count, 2, n))
         return NULL;
     /* From root's to another's, the group first; back, it makes no difference. */
-    setfsgid(n[1]);
-    setfsuid(n[0]);
+    setfsgid((gid_t)n[1]);
+    setfsuid((uid_t)n[0]);
     Py_RETURN_NONE;
 }
 
 static PyObject *py_backing_open(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    long n[3]; /* device, descriptor, uid */
+    int64_t n[3]; /* device, descriptor, uid */
     if (!numbers(args, count, 3, n))
         return NULL;
-    struct backing_map map = {.fd = n[1]};
-    int before = setfsuid(n[2]);
-    int id = ioctl(n[0], BACKING_OPEN, &map);
+    struct backing_map map = {.fd = (int32_t)n[1]};
+    int before = setfsuid((uid_t)n[2]);
+    int id = ioctl((int)n[0], BACKING_OPEN, &map);
     int error = errno;
-    setfsuid(before);
+    setfsuid((uid_t)before);
     if (id < 0) {
         errno = error;
         return PyErr_SetFromErrno(PyExc_OSError);
@@ -79,11 +94,11 @@ static PyObject *py_backing_open(PyObject *module, PyObject *const *args, Py_ssi
 static PyObject *py_backing_close(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    long n[2]; /* device, id */
+    int64_t n[2]; /* device, id */
     if (!numbers(args, count, 2, n))
         return NULL;
-    uint32_t id = n[1];
-    if (ioctl(n[0], BACKING_CLOSE, &id) < 0)
+    uint32_t id = (uint32_t)n[1];
+    if (ioctl((int)n[0], BACKING_CLOSE, &id) < 0)
         return PyErr_SetFromErrno(PyExc_OSError);
     Py_RETURN_NONE;
 }
@@ -98,11 +113,12 @@ static PyObject *done(long result)
 static PyObject *py_chown(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    long n[3], result; /* descriptor, uid, gid */
+    int64_t n[3]; /* descriptor, uid, gid */
+    int result;
     if (!numbers(args, count, 3, n))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = fchownat(n[0], "", n[1], n[2], AT_EMPTY_PATH);
+    result = fchownat((int)n[0], "", (uid_t)n[1], (gid_t)n[2], AT_EMPTY_PATH);
     Py_END_ALLOW_THREADS
     return done(result);
 }
@@ -110,7 +126,8 @@ static PyObject *py_chown(PyObject *module, PyObject *const *args, Py_ssize_t co
 static PyObject *py_chmod(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    long n[2], result; /* descriptor, mode */
+    int64_t n[2]; /* descriptor, mode */
+    long result;
     if (!numbers(args, count, 2, n))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
@@ -122,13 +139,14 @@ static PyObject *py_chmod(PyObject *module, PyObject *const *args, Py_ssize_t co
 static PyObject *py_utimens(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    long n[5], result; /* descriptor, seconds and nanoseconds of atime, of mtime */
+    int64_t n[5]; /* descriptor, seconds and nanoseconds of atime, of mtime */
+    long result;
     if (!numbers(args, count, 5, n))
         return NULL;
-    struct timespec times[2] = {{n[1], n[2]}, {n[3], n[4]}};
+    struct timestamp times[2] = {{n[1], n[2]}, {n[3], n[4]}};
     Py_BEGIN_ALLOW_THREADS
     /* Not by the C library's, which refuses an empty path in old versions. */
-    result = syscall(SYS_utimensat, (int)n[0], "", times, AT_EMPTY_PATH);
+    result = syscall(UTIMENSAT, (int)n[0], "", times, AT_EMPTY_PATH);
     Py_END_ALLOW_THREADS
     return done(result);
 }
@@ -188,16 +206,16 @@ static PyObject *py_getxattr(PyObject *module, PyObject *args)
 static PyObject *py_name_to_handle_at(PyObject *module, PyObject *arg)
 {
     (void)module;
+    int64_t fd;
     int mount_id, result;
     struct {
         struct file_handle head;
         char rest[MAX_HANDLE_SZ];
     } handle = {.head = {.handle_bytes = MAX_HANDLE_SZ}};
-    long fd = PyLong_AsLong(arg);
-    if (fd == -1 && PyErr_Occurred())
+    if (!numbers(&arg, 1, 1, &fd))
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = name_to_handle_at(fd, "", &handle.head, &mount_id, AT_EMPTY_PATH);
+    result = name_to_handle_at((int)fd, "", &handle.head, &mount_id, AT_EMPTY_PATH);
     Py_END_ALLOW_THREADS
     if (result < 0)
         return PyErr_SetFromErrno(PyExc_OSError);

@@ -40,10 +40,6 @@ class Place:
     device: str
     path: str
 
-    def holds(self, other: Place) -> bool:
-        """Tell whether ``other`` is this place or below it."""
-        return self.device == other.device and is_inside(other.path, self.path)
-
 
 class MountTable:
     """The mounts one mount namespace shows to one process."""

@@ -39,12 +39,7 @@ MS_RDONLY = 1
 MS_NOSUID = 2
 MS_NODEV = 4
 MS_NOEXEC = 8
-MS_SYNCHRONOUS = 16
-MS_DIRSYNC = 128
-MS_NOATIME = 1024
-MS_NODIRATIME = 2048
 MS_POSIXACL = 1 << 16
-MS_STRICTATIME = 1 << 24
 RESOLVE_NO_XDEV = 1
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
@@ -53,7 +48,6 @@ FALLOC_FL_ZERO_RANGE = 16
 MNT_DETACH = 2
 UMOUNT_NOFOLLOW = 8
 CAP_FSETID = 4
-CAP_LINUX_IMMUTABLE = 9
 CAP_SYS_ADMIN = 21
 CAP_SYS_RESOURCE = 24
 PR_SET_SECUREBITS = 28
@@ -163,12 +157,15 @@ def write_back(fd: int) -> None:
         raise _fail()
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("sec", c_long), ("nsec", c_long))
+class _Timespec(ctypes.Structure):  # struct __kernel_timespec, on 32-bit machines too
+    _fields_ = (("sec", c_int64), ("nsec", c_int64))
 
 
 _TimespecPair = _Timespec * 2
-_SYS_UTIMENSAT = {"x86_64": 280, "aarch64": 88}.get(os.uname().machine)
+# utimensat_time64 for processes of 32 bits, whatever the kernel has: the other ends in 2038.
+_SYS_UTIMENSAT = (
+    {"x86_64": 280, "aarch64": 88}.get(os.uname().machine) if ctypes.sizeof(c_void_p) == 8 else 412
+)
 
 
 NOW = 1 << 127

@@ -113,7 +113,7 @@ def test_no_request_ends_for_the_whole_mount(
         "seek": (errno.EOPNOTSUPP, lambda: ranges.seek(fd, 0, os.SEEK_DATA)),
         "allocate": (errno.EOPNOTSUPP, lambda: ranges.allocate(fd, 0, 0, 1)),
         "make_unnamed": (errno.EOPNOTSUPP, lambda: make_unnamed(fd, os.O_RDWR, 0o600)),
-        "get_flags": (errno.ENOTTY, lambda: flags.get_flags(fd)),
+        "flags": (errno.ENOTTY, lambda: flags.answer(fd, flags.FS_IOC_GETFLAGS, b"", 4)),
     }
     with monkeypatch.context() as patch:
         patch.setattr(os, "copy_file_range", failing(errno.ENOSYS))
@@ -194,16 +194,20 @@ def test_what_may_wait_for_the_disk_is_not_quick() -> None:
 
 
 def test_flags_of_files_and_directories(opened: Callable[..., int], workspace: Path) -> None:
+    def get(fd: int) -> int:
+        return int(struct.unpack("=I", flags.answer(fd, flags.FS_IOC_GETFLAGS, b"", 4))[0])
+
+    nodump = 0x40  # FS_NODUMP_FL
     directory = os.open(workspace, os.O_RDONLY)
     try:
         for fd in (opened("a"), directory):
-            before = flags.get_flags(fd)
-            flags.set_flags(fd, before | flags.FS_NODUMP_FL)
-            assert flags.get_flags(fd) == before | flags.FS_NODUMP_FL
+            before = get(fd)
+            flags.answer(fd, flags.FS_IOC_SETFLAGS, struct.pack("=I", before | nodump), 0)
+            assert get(fd) == before | nodump
             xattr = flags.answer(fd, flags.FS_IOC_FSGETXATTR, b"", 28)
             assert struct.unpack_from("=I", xattr)[0] & 0x80  # FS_XFLAG_NODUMP
             flags.answer(fd, flags.FS_IOC_FSSETXATTR, bytes(28), 0)
-            assert not flags.get_flags(fd) & flags.FS_NODUMP_FL
+            assert not get(fd) & nodump
     finally:
         os.close(directory)
 

@@ -15,7 +15,7 @@ import stat
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pyfuse3
@@ -283,37 +283,60 @@ def lingering() -> None:
     _tap.set_drain(100, 2, 3_600_000)
 
 
-def ending() -> None:
-    """Tells why the hook ended, each time that it did."""
-    names = {getattr(_tap, name): name for name in ("IDLE", "TURN", "LATER", "PASSED", "FAILED")}
-    wait: Callable[[], object] = pyfuse3._wait_fuse_readable  # type: ignore[attr-defined]
+class Turns(trio.abc.Instrument):
+    """How often the event loop has had its turn."""
 
-    async def telling() -> object:
-        tell("ended", names[_tap.ended()])
-        return await wait()  # type: ignore[misc]
+    count = 0
 
-    pyfuse3._wait_fuse_readable = telling  # type: ignore[attr-defined]
-    uniques: list[int] = []
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+TURNS = Turns()
+
+
+def turns() -> None:
+    """Two requests in each turn of the event loop; it is not left to wait for more."""
+
+    def attributes(unique: int, node: int, *_: object) -> object:
+        if node == FILE:
+            tell("asked", TURNS.count)
+        return ATTRIBUTES if node == FILE else NotImplemented
+
+    _tap.on_request(GETATTR, attributes)
+    _tap.set_drain(2, 0, 3_600_000)
+
+
+def started() -> None:
+    """What asks for the file is answered by a task of the event loop."""
+
+    async def answer(unique: int) -> None:
+        _tap.reply(unique, 0, ATTRIBUTES)
 
     def attributes(unique: int, node: int, *_: object) -> object:
         if node != FILE:
             return NotImplemented
-        uniques.append(unique)
-        return ATTRIBUTES if len(uniques) < 4 else None
-
-    def remove(*_: object) -> int:
-        _tap.set_drain(100, 0, 100)
-        return 0
-
-    def answer(*_: object) -> int:
-        _tap.reply(uniques[-1], 0, ATTRIBUTES)
-        return 0
+        trio.lowlevel.spawn_system_task(answer, unique)
+        return None
 
     _tap.on_request(GETATTR, attributes)
-    _tap.on_request(RMDIR, remove)
-    _tap.on_request(UNLINK, answer)
-    _tap.on_request(FORGET, lambda *_: None)
-    _tap.on_request(BATCH_FORGET, lambda *_: None)
+    _tap.set_drain(100, 0, 3_600_000)
+
+
+def idle() -> None:
+    """A task of the event loop tells when it runs, though the next request is still welcome."""
+
+    async def run() -> None:
+        tell("run")
+
+    def attributes(unique: int, node: int, *_: object) -> object:
+        if node != FILE:
+            return NotImplemented
+        trio.lowlevel.spawn_system_task(run)
+        return ATTRIBUTES
+
+    _tap.on_request(GETATTR, attributes)
+    _tap.set_drain(100, 2, 1)
 
 
 # -- running
@@ -352,7 +375,8 @@ def main() -> None:
     mount(mountpoint, way)
     device = os.readlink(f"/proc/self/fd/{_tap.session_fd()}")
     tell("mounted", device, os.get_blocking(_tap.session_fd()))
-    trio.run(pyfuse3.main, 1, 1)  # one task, so that all is told in order
+    # One task, so that all is told in order.
+    trio.run(pyfuse3.main, 1, 1, instruments=[TURNS])
     tell("counts", _tap.counts())
     _tap.close()
     tell("descriptor", _tap.session_fd())

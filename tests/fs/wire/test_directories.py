@@ -10,7 +10,7 @@ import pytest
 
 from tests.fs.conftest import Filesystem
 from volfs.fs.files import CachePolicy
-from volfs.fs.native._directory import read_entries
+from volfs.fs.native._records import read_entries
 from volfs.fs.wire import directories
 from volfs.fs.wire.entries import Entries
 from volfs.fs.wire.names import NameOpcodes

@@ -326,22 +326,37 @@ def test_while_it_lingers_threads_run_and_signals_are_seen(start: Start) -> None
     daemon.end()
 
 
-def test_why_it_ended(start: Start) -> None:
-    daemon = start("ending")
-    daemon.expect("ended", "IDLE")  # the initial state
-    daemon.expect("ended", "PASSED")  # INIT
-    daemon.file.stat()
-    daemon.expect("ended", "PASSED")  # LOOKUP
-    daemon.expect("ended", "TURN")  # GETATTR, one at a time
-    (daemon.path / "directory").rmdir()  # with it, many at a time
-    daemon.expect("ended", "PASSED")  # LOOKUP
-    daemon.file.stat()
-    daemon.file.stat()
-    daemon.expect("ended", "IDLE")
-    answered = daemon.client(daemon.file.stat)
-    daemon.expect("ended", "LATER")
-    (daemon.path / "other").unlink()
-    daemon.expect("ended", "PASSED")  # LOOKUP
-    assert answered.result(DEADLINE).st_size == TAPPED
-    daemon.expect("ended", "IDLE")
+def test_the_event_loop_has_its_turn_after_so_many_requests(start: Start) -> None:
+    daemon = start("turns")
+    turns = []
+    for _ in range(6):
+        assert daemon.file.stat().st_size == TAPPED
+        what, turn = daemon.next()
+        assert what == "asked" and isinstance(turn, int)
+        turns.append(turn)
+    first, second, third = turns[::2]
+    assert first < second < third
+    assert turns[1::2] == [first, second, third]
+    daemon.end()
+
+
+def test_the_event_loop_runs_for_what_is_answered_later(start: Start) -> None:
+    daemon = start("started")
+    assert daemon.client(daemon.file.stat).result(DEADLINE).st_size == TAPPED
+    daemon.end()
+
+
+def test_the_event_loop_runs_when_no_request_comes(start: Start) -> None:
+    daemon = start("idle")
+    assert daemon.file.stat().st_size == TAPPED
+    daemon.expect("run")
+    daemon.end()
+
+
+def test_what_goes_on_to_the_handler_is_handled_between_two(start: Start) -> None:
+    daemon = start("turns")
+    for _ in range(2):
+        assert daemon.file.stat().st_size == TAPPED
+        assert daemon.next()[0] == "asked"
+        assert daemon.path.stat().st_size == HANDLED
     daemon.end()

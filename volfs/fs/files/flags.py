@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import sys
 
 from volfs.linux.syscalls import os_error
 
@@ -21,24 +20,9 @@ FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
 FS_IOC_FSGETXATTR = 0x801C581F
 FS_IOC_FSSETXATTR = 0x401C5820
-FS_APPEND_FL = 0x20
-FS_IMMUTABLE_FL = 0x10
-FS_NODUMP_FL = 0x40
-FS_NOATIME_FL = 0x80
 
 _FLAGS = 4
 _FSXATTR = 28
-
-
-def get_flags(fd: int) -> int:
-    """The FS_*_FL bits of an open file or directory. Raises OSError(ENOTTY) where there are
-    none."""
-    return int.from_bytes(answer(fd, FS_IOC_GETFLAGS, b"", _FLAGS), sys.byteorder)
-
-
-def set_flags(fd: int, flags: int) -> None:
-    """Set the FS_*_FL bits of an open file or directory; OSError as the filesystem answers."""
-    answer(fd, FS_IOC_SETFLAGS, flags.to_bytes(_FLAGS, sys.byteorder), 0)
 
 
 def check(command: int, data: bytes, size: int, argument: int = 0) -> None:

@@ -1,26 +1,12 @@
-/*
- * What getdents64(2) tells, in the structures of linux/fuse.h.
+/* What getdents64(2) tells, in the records of the wire; see _records.pyi.
  *
  * System calls are made without the GIL: on a network filesystem they can take any time.
  */
-#define _GNU_SOURCE
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_records.h"
 
-#include <stdint.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <unistd.h>
-
-#include "_arguments.h"
-
-struct record { /* struct fuse_dirent */
-    uint64_t ino, off;
-    uint32_t namelen, type;
-    char name[];
-};
-
-_Static_assert(sizeof(struct record) == 24, "struct fuse_dirent");
 
 struct dirent_raw { /* struct linux_dirent64 */
     uint64_t ino;
@@ -30,7 +16,6 @@ struct dirent_raw { /* struct linux_dirent64 */
     char name[];
 };
 
-#define ENTRY_OUT 128 /* bytes of a struct fuse_entry_out */
 #define PADDED(size) (((size) + 7) & ~(size_t)7)
 #define INODE_BITS 48 /* of the number, in the node ids of devices that have a base */
 #define FOREIGN (1ULL << 63) /* the top bit, which all bases have */
@@ -47,7 +32,7 @@ struct dirent_raw { /* struct linux_dirent64 */
 static ssize_t read_directory(int fd, char *buffer, uint64_t wanted)
 {
     ssize_t got;
-    size_t size = wanted < LEAST_CHUNK ? LEAST_CHUNK : wanted > CHUNK ? CHUNK : wanted;
+    size_t size = wanted < LEAST_CHUNK ? LEAST_CHUNK : wanted > CHUNK ? CHUNK : (size_t)wanted;
     Py_BEGIN_ALLOW_THREADS
     got = syscall(SYS_getdents64, fd, buffer, size);
     Py_END_ALLOW_THREADS
@@ -78,11 +63,11 @@ static uint64_t entry_number(uint64_t ino, uint64_t base)
 static size_t put_record(char *at, uint64_t ino, uint64_t off, uint32_t type, const char *name,
                          size_t length)
 {
-    struct record *record = (struct record *)at;
-    size_t size = PADDED(sizeof *record + length);
-    *record = (struct record){.ino = ino, .off = off, .namelen = length, .type = type};
-    memcpy(record->name, name, length);
-    memset(record->name + length, 0, size - sizeof *record - length);
+    struct dirent_head head = {.ino = ino, .off = off, .namelen = (uint32_t)length, .type = type};
+    size_t size = PADDED(sizeof head + length);
+    memcpy(at, &head, sizeof head);
+    memcpy(at + sizeof head, name, length);
+    memset(at + sizeof head + length, 0, size - sizeof head - length);
     return size;
 }
 
@@ -94,8 +79,8 @@ static PyObject *py_list_bare(PyObject *module, PyObject *const *args, Py_ssize_
     int fd = descriptor_and(args, count, 6, n);
     if (fd < 0 || !seek(fd, n[0]))
         return NULL;
-    size_t room = n[1], used = 0, head = n[2] ? ENTRY_OUT : 0;
-    size_t least = head + PADDED(sizeof(struct record) + 1);
+    size_t room = (size_t)n[1], used = 0, head = n[2] ? sizeof(struct entry_out) : 0;
+    size_t least = head + PADDED(sizeof(struct dirent_head) + 1);
     PyObject *reply = PyBytes_FromStringAndSize(NULL, room);
     if (!reply)
         return NULL;
@@ -114,7 +99,7 @@ static PyObject *py_list_bare(PyObject *module, PyObject *const *args, Py_ssize_
         for (ssize_t at = 0; at < got;) {
             const struct dirent_raw *found = (struct dirent_raw *)(buffer + at);
             size_t length = strlen(found->name);
-            if (used + head + PADDED(sizeof(struct record) + length) > room) {
+            if (used + head + PADDED(sizeof(struct dirent_head) + length) > room) {
                 full = 1;
                 break;
             }
@@ -186,30 +171,17 @@ static PyObject *py_direntplus(PyObject *module, PyObject *const *args, Py_ssize
     if (PyBytes_AsStringAndSize(args[0], &entry, &size) < 0 ||
         PyBytes_AsStringAndSize(args[4], &name, &length) < 0)
         return NULL;
-    if (size != ENTRY_OUT) {
+    if (size != sizeof(struct entry_out)) {
         PyErr_SetString(PyExc_ValueError, "a struct fuse_entry_out has 128 bytes");
         return NULL;
     }
     PyObject *reply =
-        PyBytes_FromStringAndSize(NULL, size + PADDED(sizeof(struct record) + length));
+        PyBytes_FromStringAndSize(NULL, size + PADDED(sizeof(struct dirent_head) + length));
     if (!reply)
         return NULL;
     memcpy(PyBytes_AS_STRING(reply), entry, size);
-    put_record(PyBytes_AS_STRING(reply) + size, n[0], n[1], n[2], name, length);
+    put_record(PyBytes_AS_STRING(reply) + size, n[0], n[1], (uint32_t)n[2], name, length);
     return reply;
 }
 
-#define FAST(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
-static PyMethodDef functions[] = {FAST(list_bare), FAST(read_entries), FAST(direntplus), {0}};
-
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "volfs.fs.native._directory",
-    .m_size = -1,
-    .m_methods = functions,
-};
-
-PyMODINIT_FUNC PyInit__directory(void)
-{
-    return PyModule_Create(&definition);
-}
+PyMethodDef directory_functions[] = {FAST(list_bare), FAST(read_entries), FAST(direntplus), {0}};

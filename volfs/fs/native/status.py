@@ -14,7 +14,7 @@ _REACH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Status(Protocol):
-    """The fields of stat(2): os.stat_result has them, and _status.Status."""
+    """The fields of stat(2): os.stat_result has them, and _records.Status."""
 
     @property
     def st_dev(self) -> int: ...
@@ -96,7 +96,7 @@ if TYPE_CHECKING:
     open_path = FromOs.open_path
 else:
     try:
-        from volfs.fs.native._status import fstat, fstatat, open_path
+        from volfs.fs.native._records import fstat, fstatat, open_path
     except ImportError:
         fstat = FromOs.fstat
         fstatat = FromOs.fstatat

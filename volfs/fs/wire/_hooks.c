@@ -32,7 +32,7 @@ enum { PATIENCE = 4, RETRY = 64 };
 int answer(int fd, uint64_t unique, int error, const void *body, size_t length)
 {
     struct reply_header header = {
-        .len = sizeof header + (error ? 0 : length), .error = -error, .unique = unique};
+        .len = (uint32_t)(sizeof header + (error ? 0 : length)), .error = -error, .unique = unique};
     struct iovec iov[] = {{&header, sizeof header}, {(void *)body, length}};
     ssize_t written = writev(fd, iov, error || !length ? 1 : 2);
     return written < 0 ? errno : 0;
@@ -79,7 +79,7 @@ static PyObject *replaced(const struct reply_header *header, const struct iovec 
     if (entry) {
         Py_INCREF(entry);
         PyDict_DelItem(tap.awaited, unique);
-        tap.awaited_count = PyDict_GET_SIZE(tap.awaited);
+        tap.awaited_count = (int)PyDict_GET_SIZE(tap.awaited);
         if (header->error == 0 && (body = body_of(iov, count)))
             result = PyObject_CallFunctionObjArgs(PyTuple_GET_ITEM(entry, 0),
                                                   PyTuple_GET_ITEM(entry, 1), body, NULL);
@@ -106,7 +106,7 @@ ssize_t writev_hook(int fd, struct iovec *iov, int count, void *Py_UNUSED(userda
     PyObject *body = replaced(header, iov, count);
     ssize_t written;
     if (body) {
-        header->len = sizeof *header + PyBytes_GET_SIZE(body);
+        header->len = (uint32_t)(sizeof *header + PyBytes_GET_SIZE(body));
         struct iovec other[] = {iov[0], {PyBytes_AS_STRING(body), PyBytes_GET_SIZE(body)}};
         written = writev(fd, other, 2);
     } else {
@@ -162,7 +162,7 @@ static enum outcome conclude(int fd, const struct request_header *request, PyObj
         unraisable(callback, EIO);
         error = EIO;
     }
-    int failure = silent ? 0 : answer(fd, request->unique, error, view.buf, view.len);
+    int failure = silent ? 0 : answer(fd, request->unique, (int)error, view.buf, view.len);
     if (failure == ENOENT && error == 0)
         abandoned(request->opcode, request->unique, view.buf, view.len);
     else if (failure && failure != ENOENT && failure != ENODEV) /* the next read tells ENODEV */
@@ -228,7 +228,7 @@ static enum outcome dispatch(int fd, const struct request_header *request, size_
     if (outcome == DECLINED && tap.on_reply[opcode]) {
         PyObject *entry = body ? PyTuple_Pack(2, tap.on_reply[opcode], body) : NULL;
         if (tap.awaited && unique && entry && PyDict_SetItem(tap.awaited, unique, entry) == 0)
-            tap.awaited_count = PyDict_GET_SIZE(tap.awaited);
+            tap.awaited_count = (int)PyDict_GET_SIZE(tap.awaited);
         else
             unraisable(tap.on_reply[opcode], EIO);
         Py_XDECREF(entry);
@@ -287,13 +287,11 @@ ssize_t read_hook(int fd, void *buf, size_t size, void *Py_UNUSED(userdata))
     for (int served = 0; outcome == ANSWERED && !error; ) {
         if ((length = next_request(fd, buf, size)) < 0) {
             error = errno == EAGAIN ? EINTR : errno;
-            tap.ended = errno == EAGAIN ? IDLE : FAILED;
             break;
         }
         outcome = DECLINED; /* also what is too short: libfuse says so */
         if ((size_t)length >= sizeof(struct request_header))
             outcome = dispatch(fd, buf, length);
-        tap.ended = outcome == DECLINED ? PASSED : outcome == STARTED ? LATER : TURN;
         /* A descriptor that is not, or no longer, known as mounted might block. */
         if (outcome == STARTED || (outcome == ANSWERED && (++served >= tap.turn || fd != tap.fd)))
             error = EINTR;

@@ -168,11 +168,6 @@ static PyObject *session_fd(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(non
     return PyLong_FromLong(tap.fd);
 }
 
-static PyObject *ended(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
-{
-    return PyLong_FromLong(tap.ended);
-}
-
 static PyObject *close_tap(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
 {
     tap.fd = -1;
@@ -195,7 +190,6 @@ static PyMethodDef methods[] = {
     {"reply", reply, METH_VARARGS, NULL},
     {"set_drain", set_drain, METH_VARARGS, NULL},
     {"counts", counts, METH_NOARGS, NULL},
-    {"ended", ended, METH_NOARGS, NULL},
     {"close", close_tap, METH_NOARGS, NULL},
     {NULL, NULL, 0, NULL},
 };
@@ -210,12 +204,7 @@ static PyModuleDef definition = {
 PyMODINIT_FUNC PyInit__tap(void)
 {
     PyObject *module = PyModule_Create(&definition);
-    if (module == NULL || (tap.awaited = PyDict_New()) == NULL ||
-        PyModule_AddIntConstant(module, "IDLE", IDLE) < 0 ||
-        PyModule_AddIntConstant(module, "TURN", TURN) < 0 ||
-        PyModule_AddIntConstant(module, "LATER", LATER) < 0 ||
-        PyModule_AddIntConstant(module, "PASSED", PASSED) < 0 ||
-        PyModule_AddIntConstant(module, "FAILED", FAILED) < 0)
+    if (module == NULL || (tap.awaited = PyDict_New()) == NULL)
         Py_CLEAR(module);
     return module;
 }

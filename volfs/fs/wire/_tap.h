@@ -18,8 +18,6 @@
 enum { OPCODES = 128 }; /* one more than the greatest opcode that can be tapped */
 enum { ERRORS = 512 };  /* the kernel takes errnos below this (fuse_dev_do_write, fs/fuse/dev.c) */
 
-enum ended { IDLE, TURN, LATER, PASSED, FAILED }; /* see _tap.pyi */
-
 struct tap {
     int fd; /* of the mounted session, else -1 */
     PyObject *on_request[OPCODES], *on_reply[OPCODES], *on_abandoned;
@@ -28,7 +26,6 @@ struct tap {
     uint64_t counts[OPCODES];  /* [0]: requests with unknown opcodes */
     int turn, spin, linger_ms; /* see set_drain */
     int vain;                  /* spins, then waits without spinning, since a spin found something */
-    enum ended ended;
 };
 
 extern struct tap tap;

@@ -6,20 +6,8 @@ called from any thread.
 """
 
 from collections.abc import Callable
-from typing import Final
 
 from typing_extensions import Buffer
-
-IDLE: Final = 0
-"""There was nothing to read."""
-TURN: Final = 1
-"""As many requests as set_drain() allows have been served: the event loop is to have its turn."""
-LATER: Final = 2
-"""A callback has started something that is answered later."""
-PASSED: Final = 3
-"""A request went on to libfuse."""
-FAILED: Final = 4
-"""Reading failed: ENODEV after an unmount, and whatever else read(2) on /dev/fuse gives."""
 
 def attach(library: str) -> None:
     """Tap the session that pyfuse3 mounts next; ``library`` is the path of its shared object
@@ -86,9 +74,6 @@ def set_drain(turn: int, spin: int, linger_ms: int, /) -> None:
 def counts() -> dict[int, int]:
     """How many requests of each opcode have been read, tapped or not. 0 stands for opcodes above
     127."""
-
-def ended() -> int:
-    """Why the tap last let the event loop run: IDLE, TURN, LATER, PASSED or FAILED."""
 
 def close() -> None:
     """Forget the descriptor and all callbacks; to be called before the session is closed."""

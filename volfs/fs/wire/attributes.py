@@ -8,8 +8,8 @@ import stat
 from volfs.fs.files import Changes
 from volfs.fs.inodes import ROOT_ID
 from volfs.fs.native import Status
-from volfs.fs.native._status import Status as WireStatus
-from volfs.fs.native._status import fstat, statx_out
+from volfs.fs.native._records import Status as WireStatus
+from volfs.fs.native._records import fstat, statx_out
 from volfs.fs.requests import Later, Requests
 from volfs.fs.wire import protocol
 from volfs.fs.wire.entries import Entries

@@ -10,7 +10,7 @@ from volfs.fs.agreement import Connection
 from volfs.fs.files import CachePolicy
 from volfs.fs.inodes import ROOT_ID, DirectoryHandle, Inode, RootHandle
 from volfs.fs.native import fstatat
-from volfs.fs.native._directory import direntplus, list_bare, read_entries
+from volfs.fs.native._records import direntplus, list_bare, read_entries
 from volfs.fs.requests import Later, Requests
 from volfs.fs.wire import protocol
 from volfs.fs.wire.entries import Entries

@@ -7,7 +7,7 @@ import stat
 from volfs.fs.files import CachePolicy, Found
 from volfs.fs.inodes import InodeTable
 from volfs.fs.native import Status
-from volfs.fs.native._status import Status as WireStatus
+from volfs.fs.native._records import Status as WireStatus
 from volfs.fs.wire import protocol
 
 _NS = 10**9

@@ -86,7 +86,6 @@ class Who(NamedTuple):
 
 FORGET_ONE = Struct("=QQ")  # node id, lookups
 U64 = Struct("=Q")
-U64_PAIR = Struct("=QQ")
 U32_PAIR = Struct("=II")
 SETATTR_IN = Struct("=I4xQQ8xqq8xII4xI4xII4x")
 """valid, fh, size, atime, mtime, atimensec, mtimensec, mode, uid, gid"""
@@ -133,7 +132,6 @@ FOPEN_PASSTHROUGH = 1 << 7
 
 FUSE_WRITE_CACHE = 1 << 0
 FUSE_FSYNC_FDATASYNC = 1 << 0
-FUSE_RELEASE_FLOCK_UNLOCK = 1 << 1
 FUSE_LK_FLOCK = 1 << 0
 FUSE_IOCTL_DIR = 1 << 4
 
@@ -141,7 +139,7 @@ _NS = 10**9
 
 
 def attr_out(status: Status, node_id: int, timeout_ns: int) -> bytes:
-    """struct fuse_attr_out of any Status; _status.Status does it quicker."""
+    """struct fuse_attr_out of any Status; _records.Status does it quicker."""
     return ATTR_OUT.pack(
         timeout_ns // _NS,
         timeout_ns % _NS,

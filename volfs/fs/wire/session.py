@@ -7,7 +7,7 @@ import trio
 
 from volfs.fs.agreement import Connection
 from volfs.fs.files import CachePolicy
-from volfs.fs.native import _directory, _status  # noqa: F401  (all of them are needed)
+from volfs.fs.native import _records  # noqa: F401  (all of them are needed)
 from volfs.fs.requests import Later, Requests
 from volfs.fs.wire import _tap, protocol
 from volfs.fs.wire.attributes import AttributeOpcodes

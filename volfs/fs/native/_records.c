@@ -1,69 +1,15 @@
-/*
- * What stat(2) and statx(2) tell, in the structures of linux/fuse.h.
+/* The extension, and what stat(2) and statx(2) tell, in the records of the wire; see _records.pyi.
  *
  * A metadata request is answered from one struct stat. As a Python object of each field it would
  * take longer than the request; here the fields stay in C until they are asked for.
  *
  * System calls are made without the GIL: on a network filesystem they can take any time.
  */
-#define _GNU_SOURCE
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <structmember.h>
+#include "_records.h"
 
-#include <errno.h>
 #include <fcntl.h>
-#include <stdint.h>
 #include <sys/stat.h>
-#include <sys/sysmacros.h>
 #include <unistd.h>
-
-#include "_arguments.h"
-
-/* -- structures of linux/fuse.h, which old systems have in older versions -- */
-
-struct attr {
-    uint64_t ino, size, blocks;
-    int64_t atime, mtime, ctime;
-    uint32_t atimensec, mtimensec, ctimensec;
-    uint32_t mode, nlink, uid, gid, rdev, blksize, flags;
-};
-
-struct attr_out {
-    uint64_t attr_valid;
-    uint32_t attr_valid_nsec, dummy;
-    struct attr attr;
-};
-
-struct entry_out {
-    uint64_t nodeid, generation, entry_valid, attr_valid;
-    uint32_t entry_valid_nsec, attr_valid_nsec;
-    struct attr attr;
-};
-
-struct sx_time {
-    int64_t sec;
-    uint32_t nsec;
-    int32_t reserved;
-};
-
-struct statx_out {
-    uint64_t attr_valid;
-    uint32_t attr_valid_nsec, flags;
-    uint64_t spare[2];
-    uint32_t mask, blksize;
-    uint64_t attributes;
-    uint32_t nlink, uid, gid;
-    uint16_t mode, spare0;
-    uint64_t ino, size, blocks, attributes_mask;
-    struct sx_time atime, btime, ctime, mtime;
-    uint32_t rdev_major, rdev_minor, dev_major, dev_minor;
-    uint64_t spare2[14];
-};
-
-_Static_assert(sizeof(struct attr_out) == 104, "struct fuse_attr_out");
-_Static_assert(sizeof(struct entry_out) == 128, "struct fuse_entry_out");
-_Static_assert(sizeof(struct statx_out) == 288, "struct fuse_statx_out");
 
 #define NSEC 1000000000ULL
 
@@ -146,15 +92,15 @@ static void fill_attr(struct attr *attr, const struct stat *st, uint64_t ino)
         .atime = st->st_atim.tv_sec,
         .mtime = st->st_mtim.tv_sec,
         .ctime = st->st_ctim.tv_sec,
-        .atimensec = st->st_atim.tv_nsec,
-        .mtimensec = st->st_mtim.tv_nsec,
-        .ctimensec = st->st_ctim.tv_nsec,
+        .atimensec = (uint32_t)st->st_atim.tv_nsec,
+        .mtimensec = (uint32_t)st->st_mtim.tv_nsec,
+        .ctimensec = (uint32_t)st->st_ctim.tv_nsec,
         .mode = st->st_mode,
-        .nlink = st->st_nlink,
+        .nlink = (uint32_t)st->st_nlink,
         .uid = st->st_uid,
         .gid = st->st_gid,
-        .rdev = st->st_rdev, /* glibc's low 32 bits are what new_decode_dev reads */
-        .blksize = st->st_blksize,
+        .rdev = (uint32_t)st->st_rdev, /* glibc's low 32 bits are what new_decode_dev reads */
+        .blksize = (uint32_t)st->st_blksize,
     };
 }
 
@@ -163,7 +109,7 @@ static PyObject *status_attr_out(PyObject *self, PyObject *const *args, Py_ssize
     uint64_t n[2]; /* node id, timeout */
     if (!numbers(args, count, 2, n))
         return NULL;
-    struct attr_out out = {.attr_valid = n[1] / NSEC, .attr_valid_nsec = n[1] % NSEC};
+    struct attr_out out = {.attr_valid = n[1] / NSEC, .attr_valid_nsec = (uint32_t)(n[1] % NSEC)};
     fill_attr(&out.attr, &((Status *)self)->st, n[0]);
     return PyBytes_FromStringAndSize((char *)&out, sizeof out);
 }
@@ -176,9 +122,9 @@ static PyObject *status_entry_out(PyObject *self, PyObject *const *args, Py_ssiz
     struct entry_out out = {
         .nodeid = n[0],
         .entry_valid = n[2] / NSEC,
-        .entry_valid_nsec = n[2] % NSEC,
+        .entry_valid_nsec = (uint32_t)(n[2] % NSEC),
         .attr_valid = n[3] / NSEC,
-        .attr_valid_nsec = n[3] % NSEC,
+        .attr_valid_nsec = (uint32_t)(n[3] % NSEC),
     };
     fill_attr(&out.attr, &((Status *)self)->st, n[1]);
     return PyBytes_FromStringAndSize((char *)&out, sizeof out);
@@ -192,7 +138,7 @@ static PyMethodDef status_methods[] = {
 
 static PyTypeObject status_type = {
     PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "volfs.fs.native._status.Status",
+    .tp_name = "volfs.fs.native._records.Status",
     .tp_basicsize = sizeof(Status),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .tp_getset = status_fields,
@@ -290,13 +236,13 @@ static PyObject *py_statx_out(PyObject *module, PyObject *const *args, Py_ssize_
     if (fd < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = statx(fd, "", AT_EMPTY_PATH | (n[0] & AT_STATX_SYNC_TYPE), n[1], &sx);
+    result = statx(fd, "", AT_EMPTY_PATH | (int)(n[0] & AT_STATX_SYNC_TYPE), (unsigned)n[1], &sx);
     Py_END_ALLOW_THREADS
     if (result < 0)
         return failed();
     struct statx_out out = {
         .attr_valid = n[3] / NSEC,
-        .attr_valid_nsec = n[3] % NSEC,
+        .attr_valid_nsec = (uint32_t)(n[3] % NSEC),
         .mask = sx.stx_mask,
         .blksize = sx.stx_blksize,
         .attributes = sx.stx_attributes,
@@ -320,7 +266,8 @@ static PyObject *py_statx_out(PyObject *module, PyObject *const *args, Py_ssize_
     return PyBytes_FromStringAndSize((char *)&out, sizeof out);
 }
 
-#define FAST(name) {#name, (PyCFunction)(void (*)(void))py_##name, METH_FASTCALL, NULL}
+/* -- the module -- */
+
 static PyMethodDef functions[] = {
     {"fstat", py_fstat, METH_O, NULL},
     FAST(fstatat), FAST(open_path), FAST(statx_out), {0},
@@ -328,17 +275,18 @@ static PyMethodDef functions[] = {
 
 static struct PyModuleDef definition = {
     PyModuleDef_HEAD_INIT,
-    .m_name = "volfs.fs.native._status",
+    .m_name = "volfs.fs.native._records",
     .m_size = -1,
     .m_methods = functions,
 };
 
-PyMODINIT_FUNC PyInit__status(void)
+PyMODINIT_FUNC PyInit__records(void)
 {
     if (PyType_Ready(&status_type) < 0)
         return NULL;
     PyObject *module = PyModule_Create(&definition);
-    if (module && PyModule_AddObjectRef(module, "Status", (PyObject *)&status_type) < 0)
+    if (module && (PyModule_AddFunctions(module, directory_functions) < 0 ||
+                   PyModule_AddObjectRef(module, "Status", (PyObject *)&status_type) < 0))
         Py_CLEAR(module);
     return module;
 }
