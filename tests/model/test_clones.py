@@ -1,4 +1,4 @@
-"""Volumes that start as a copy of another, and snapshots of volumes."""
+"""Volumes that start as a copy of another, and frozen copies of volumes."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class TestVolumes:
         volume, _ = driver.clone("source", "copy", stopping=stopping)
         assert seen(Path(volume.path)) == seen(Path(driver.get("source").path))
 
-    def test_a_snapshot_goes_when_it_was_used(
+    def test_a_frozen_copy_goes_when_it_was_used(
         self, filesystems: Callable[[str], Path], tmp_path: Path
     ) -> None:
         if os.geteuid() != 0:
@@ -187,9 +187,9 @@ class TestVolumes:
             source = Path(driver.create("source").path)
             make_tree(source)
             expected = seen(source)
-            with driver.snapshot("source") as snapshot:
-                assert snapshot is not None
-                data, report = snapshot
+            with driver.frozen_copy("source") as frozen:
+                assert frozen is not None
+                data, report = frozen
                 assert report.is_point_in_time
                 (source / "text").write_text("changed")
                 found = seen(Path(os.readlink(f"/proc/self/fd/{data}")))
@@ -198,8 +198,10 @@ class TestVolumes:
         finally:
             driver.close()
 
-    def test_without_reflinks_there_is_no_snapshot(self, driver: LocalDriver, scope: Path) -> None:
+    def test_without_reflinks_there_is_no_frozen_copy(
+        self, driver: LocalDriver, scope: Path
+    ) -> None:
         make_tree(Path(driver.create("source").path))
-        with driver.snapshot("source") as snapshot:
-            assert snapshot is None
+        with driver.frozen_copy("source") as frozen:
+            assert frozen is None
             assert hidden_entries(scope) == []

@@ -29,8 +29,9 @@ from volfs.errors import (
 from volfs.holder import Holder
 from volfs.linux.deletion import never
 from volfs.local.driver import LocalDriver
+from volfs.store.drivers import DriverRegistry
 from volfs.store.references import References
-from volfs.store.store import DriverRegistry, VolumeStore
+from volfs.store.store import VolumeStore
 from volfs.volume import Volume
 
 DEADLINE = 20.0

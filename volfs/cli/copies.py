@@ -107,10 +107,10 @@ def export(scope: str | None, output: str | None, name: str) -> int:
         with (
             Meter(f"exporting {name}", lambda: _space(path)) as meter,
             _written(output) as out,
-            driver.snapshot(name) as snapshot,
+            driver.frozen_copy(name) as frozen,
         ):
-            if snapshot is not None:
-                data, report = snapshot
+            if frozen is not None:
+                data, report = frozen
                 packed = pack(data, out, on_progress=meter)
                 changed, examples = report.changed, report.examples
             else:

@@ -34,65 +34,13 @@ from volfs.local.scope import Scope
 from volfs.local.sidecar import Record
 from volfs.local.staging import Copy, Stage, give, give_as_told, staged
 from volfs.local.trash import ATTEMPTS, DATA, VOLUME, Trash
+from volfs.local.volume import LocalVolume
 from volfs.volume import Owner, Volume, check_name
 
 _log = logging.getLogger(__name__)
 _NO_ROOM = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT))
 _COPIES = 3
 """How often a copy is begun anew because somebody took away what was there of it."""
-
-
-class LocalVolume:
-    """A volume of a LocalDriver, as it was when it was looked up.
-
-    Its sidecar is read when first asked for; for a volume that is gone by then it is empty.
-    """
-
-    __slots__ = ("_driver", "_record", "name", "path")
-
-    driver_name = "local"
-
-    def __init__(
-        self, driver: LocalDriver, name: str, path: str, record: Record | None = None
-    ) -> None:
-        self.name = name
-        self.path = path
-        self._driver = driver
-        self._record = record
-
-    @property
-    def created_at(self) -> datetime | None:
-        return self._known().created_at
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        return self._known().labels
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        return self._known().options
-
-    def mount(self) -> str:
-        return self.path
-
-    def unmount(self) -> None:
-        pass
-
-    def _known(self) -> Record:
-        if self._record is None:
-            self._record = self._driver.read_record(self.name) or Record()
-        return self._record
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, LocalVolume):
-            return NotImplemented
-        return (self.name, self.path) == (other.name, other.path)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.path))
-
-    def __repr__(self) -> str:
-        return f"LocalVolume({self.name!r}, {self.path!r})"
 
 
 class LocalDriver:
@@ -132,7 +80,7 @@ class LocalDriver:
 
     def get(self, name: str) -> LocalVolume:
         """Return the volume ``name``. Raises VolumeNotFoundError, also for impossible names."""
-        return LocalVolume(self, name, self._names.require(name))
+        return LocalVolume(name, self._names.require(name), self.read_record)
 
     def names(self) -> list[str]:
         """Return the names of all volumes, sorted."""
@@ -140,7 +88,9 @@ class LocalDriver:
 
     def list(self) -> list[LocalVolume]:
         """Return all volumes, sorted by name."""
-        return [LocalVolume(self, name, path) for name, path in self._names.data_paths()]
+        return [
+            LocalVolume(name, path, self.read_record) for name, path in self._names.data_paths()
+        ]
 
     def read_record(self, name: str) -> Record | None:
         """Return what the sidecar of the volume ``name`` says, None when there is no volume."""
@@ -246,7 +196,7 @@ class LocalDriver:
         return self._create(name, record, filling, True, 1)
 
     @contextmanager
-    def snapshot(
+    def frozen_copy(
         self,
         name: str,
         *,
@@ -261,7 +211,7 @@ class LocalDriver:
         with ExitStack() as stack:
             found = None
             try:
-                found = self._snapshot(name, stack, on_progress, stopping)
+                found = self._freeze(name, stack, on_progress, stopping)
             except NoReflinksError:
                 stack.close()
             except OSError as error:
@@ -270,7 +220,7 @@ class LocalDriver:
                 stack.close()
             yield found
 
-    def _snapshot(
+    def _freeze(
         self,
         name: str,
         stack: ExitStack,
@@ -324,7 +274,7 @@ class LocalDriver:
             except FileNotFoundError:
                 pass  # a housekeeper took the unpublished volume for a crash's leftover
             else:
-                return LocalVolume(self, name, self._names.own_path(name), record)
+                return LocalVolume(name, self._names.own_path(name), record)
 
     def _existing(
         self, name: str, options: Mapping[str, str], exclusive: bool
@@ -346,7 +296,7 @@ class LocalDriver:
             )
         # Whoever made it might not have come to this yet, and our caller relies on it.
         self._names.sync()
-        return LocalVolume(self, name, path, record)
+        return LocalVolume(name, path, record)
 
     def _make(self, name: str, record: Record, fill: Callable[[int, Stage], None]) -> None:
         with staged(self.trash) as stage:
@@ -369,7 +319,7 @@ class LocalDriver:
                 raise not_found(volume.name) from None
             if path == self._names.own_path(volume.name):
                 path = self._names.own_path(new_name)
-        return LocalVolume(self, new_name, path)
+        return LocalVolume(new_name, path, self.read_record)
 
     def exchange(self, first: Volume, second: Volume) -> None:
         """Swap the names of two volumes in one step: see Driver.exchange."""
@@ -393,7 +343,7 @@ class LocalDriver:
                 continue  # the volume is gone, or a housekeeper took the file for a leftover
             finally:
                 self.trash.discard(staged)
-            return LocalVolume(self, name, path, record)
+            return LocalVolume(name, path, record)
         raise _restless(name)
 
     def remove(self, volume: Volume, *, by: str = "") -> None:

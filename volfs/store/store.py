@@ -11,14 +11,11 @@ import builtins
 import errno
 import logging
 import os
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from volfs.errors import (
     OptionConflictError,
-    UnknownDriverError,
     VolfsError,
     VolumeExistsError,
     VolumeInUseError,
@@ -26,6 +23,8 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.holder import Holder
+from volfs.store.drivers import DriverRegistry
+from volfs.store.locks import NameLocks
 from volfs.store.table import ReferenceTable, UnsavedReferences
 from volfs.volume import Driver, Owner, Volume
 
@@ -34,31 +33,6 @@ _log = logging.getLogger(__name__)
 _UNSEEN = " (nothing is mounted: a runtime that is gone loses its hold within a minute)"
 
 HolderSource = Callable[[Volume], Iterable[Holder]]
-
-
-class DriverRegistry:
-    """Drivers by name."""
-
-    def __init__(self) -> None:
-        self._drivers: dict[str, Driver] = {}
-
-    def register(self, driver: Driver) -> None:
-        """Add a driver. Raises ValueError when its name is taken."""
-        if driver.name in self._drivers:
-            raise ValueError(f"a driver {driver.name!r} is registered already")
-        self._drivers[driver.name] = driver
-
-    def get(self, name: str) -> Driver:
-        """Return the driver of that name. Raises UnknownDriverError, listing the known ones."""
-        try:
-            return self._drivers[name]
-        except KeyError:
-            known = ", ".join(self._drivers) or "none"
-            raise UnknownDriverError(f"unknown driver {name!r}; the drivers are {known}") from None
-
-    def names(self) -> list[str]:
-        """Return the names in the order of registration."""
-        return list(self._drivers)
 
 
 class VolumeStore:
@@ -87,7 +61,7 @@ class VolumeStore:
         self._default = self.drivers.get(default)
         others = [self.drivers.get(name) for name in self.drivers.names() if name != default]
         self._in_order = [self._default, *others]
-        self._locks = _NameLocks()
+        self._locks = NameLocks()
         self._references = references or UnsavedReferences()
         self._sources: list[HolderSource] = []
 
@@ -336,40 +310,3 @@ def _require_empty(volume: Volume) -> None:
     with os.scandir(volume.path) as entries:
         if next(entries, None) is not None:
             raise VolumeNotEmptyError(f"volume {volume.name!r} is not empty")
-
-
-@dataclass(slots=True)
-class _NameLock:
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    wanted_by: int = 0
-
-
-class _NameLocks:
-    """A lock for each name, which exists only while somebody holds or wants it."""
-
-    def __init__(self) -> None:
-        self._table: dict[str, _NameLock] = {}
-        self._table_lock = threading.Lock()
-
-    @contextmanager
-    def held(self, *names: str) -> Iterator[None]:
-        """Hold the locks of all ``names``, taken in one order for everybody: no deadlock."""
-        taken: list[_NameLock] = []
-        wanted = sorted(set(names))
-        with self._table_lock:
-            locks = [self._table.setdefault(name, _NameLock()) for name in wanted]
-            for lock in locks:
-                lock.wanted_by += 1
-        try:
-            for lock in locks:
-                lock.lock.acquire()
-                taken.append(lock)
-            yield
-        finally:
-            for lock in reversed(taken):
-                lock.lock.release()
-            with self._table_lock:
-                for name, lock in zip(wanted, locks, strict=True):
-                    lock.wanted_by -= 1
-                    if lock.wanted_by == 0:
-                        del self._table[name]
