@@ -1,12 +1,13 @@
-"""Volume and Driver: the two interfaces, and what a name may be."""
+"""Volume and Driver: the two interfaces, what a name may be, and how a new volume is asked for."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+from types import MappingProxyType
 from typing import Protocol
 
 from volfs.errors import InvalidNameError, NameTooLongError
@@ -16,6 +17,7 @@ NAME_MAX = 255
 
 _FORBIDDEN = frozenset("/:,\\\"'")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def check_name(name: str) -> str:
@@ -66,6 +68,25 @@ class Owner:
     mode: int = 0o755
 
 
+@dataclass(frozen=True, slots=True)
+class NewVolume:
+    """A volume that is to be made: its name, the driver's create options, its labels.
+
+    ``owner`` is whose the data path becomes where the options do not say; None means whoever
+    makes it, with mode 755. It is no option: an existing volume is not compared with it.
+    """
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    labels: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    owner: Owner | None = None
+
+    @classmethod
+    def of(cls, new: NewVolume | str) -> NewVolume:
+        """Return ``new`` itself; of a name alone, the volume of that name and nothing else."""
+        return cls(new) if isinstance(new, str) else new
+
+
 class Volume(Protocol):
     """A named place for data.
 
@@ -109,25 +130,24 @@ class Driver(Protocol):
     @property
     def name(self) -> str: ...
 
-    def create(
-        self,
-        name: str,
-        options: Mapping[str, str] | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
-        owner: Owner | None = None,
-        exclusive: bool = False,
-    ) -> Volume:
-        """Make the volume ``name`` and return it.
+    def create(self, new: NewVolume | str) -> Volume:
+        """Return the volume that ``new`` describes, and make it if it is not there.
 
-        An existing volume is returned unchanged when ``options`` are not given or equal those
-        it was made with. ``owner`` is whose the data path becomes when nothing in ``options``
-        says otherwise; it is not an option and is not compared.
+        An existing volume is returned unchanged when ``new`` has no options, or those that it
+        was made with. A name alone stands for a NewVolume of that name.
 
-        Raises InvalidNameError, UnknownOptionError (listing the known ones),
-        OptionConflictError (EEXIST) when it exists with other options, VolumeExistsError when
-        ``exclusive`` and it exists at all, VolumeNotFoundError when an option names a volume
-        that is not there.
+        Raises InvalidNameError, UnknownOptionError (listing the known ones), InvalidLabelError,
+        OptionConflictError (EEXIST) when it exists with other options, VolumeNotFoundError when
+        an option names a volume that is not there.
+        """
+        ...
+
+    def make(self, new: NewVolume | str) -> tuple[Volume, int]:
+        """Make a volume that was not there.
+
+        Returns it with an O_PATH descriptor of the data directory that was made, reachable as
+        by ``Volume.mount``; the caller has to close it. Raises VolumeExistsError when anything
+        has the name, and what ``create`` raises.
         """
         ...
 

@@ -17,6 +17,7 @@ from volfs.cli.output import complain, json_option, number, print_json, printabl
 from volfs.cli.progress import Meter
 from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.volumes import describe, key_values, label_option
+from volfs.volume import NewVolume
 
 if TYPE_CHECKING:
     from volfs.copies.tree import CopyReport
@@ -66,7 +67,7 @@ def clone(
         driver = opened.driver
         path = driver.get(source).path
         with Meter(f"copying {source}", lambda: _space(path)) as meter:
-            volume, report = driver.clone(source, name, wanted, labels=tags, on_progress=meter)
+            volume, report = driver.clone(source, NewVolume(name, wanted, tags), on_progress=meter)
         if as_json:
             print_json(describe(volume) | {"copied": _describe_copy(report)})
         else:
@@ -169,7 +170,7 @@ def import_(
                 nonlocal complaints
                 complaints = unpack(source, data, on_progress=progress)
 
-            volume = opened.driver.create_filled(name, fill, wanted, labels=tags)
+            volume = opened.driver.create_filled(NewVolume(name, wanted, tags), fill)
         _pass_on(complaints)
         if as_json:
             print_json(describe(volume))

@@ -20,6 +20,7 @@ from volfs.cli.output import (
 )
 from volfs.cli.scope import given_scope, open_scope, scope_option
 from volfs.errors import VolfsError
+from volfs.volume import NewVolume
 
 if TYPE_CHECKING:
     from volfs.volume import Volume
@@ -64,7 +65,7 @@ def create(
     with open_scope(scope, make=True) as opened:
 
         def one(name: str) -> None:
-            made.append(opened.store.create(name, wanted or None, labels=tags or None))
+            made.append(opened.store.create(NewVolume(name, wanted, tags)))
             if not as_json:
                 click.echo(printable(name))
 

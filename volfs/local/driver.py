@@ -14,7 +14,8 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from volfs.copies.file import NoReflinksError
@@ -35,10 +36,11 @@ from volfs.local.sidecar import Record
 from volfs.local.staging import Copy, Stage, give, give_as_told, staged
 from volfs.local.trash import ATTEMPTS, DATA, VOLUME, Trash
 from volfs.local.volume import LocalVolume
-from volfs.volume import Owner, Volume, check_name
+from volfs.volume import NewVolume, Owner, Volume, check_name
 
 _log = logging.getLogger(__name__)
 _NO_ROOM = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT))
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _COPIES = 3
 """How often a copy is begun anew because somebody took away what was there of it."""
 
@@ -100,92 +102,97 @@ class LocalDriver:
         except FileNotFoundError:
             return None
 
-    def create(
-        self,
-        name: str,
-        options: Mapping[str, str] | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
-        owner: Owner | None = None,
-        exclusive: bool = False,
-    ) -> LocalVolume:
-        """Make the volume ``name``, durably, and return it: see Driver.create.
+    def create(self, new: NewVolume | str) -> LocalVolume:
+        """Return the volume, and make it, durably, if it is not there: see Driver.create."""
+        new = _checked(NewVolume.of(new))
+        for _ in range(ATTEMPTS):
+            existing = self._existing(new)
+            if existing is not None:
+                return existing
+            try:
+                volume, fd = self.make(new)
+            except VolumeExistsError:
+                if self._names.is_taken(new.name) and self._names.data_path(new.name) is None:
+                    raise  # something that is no volume has the name
+            else:
+                os.close(fd)
+                return volume
+        raise _restless(new.name)
+
+    def make(self, new: NewVolume | str) -> tuple[LocalVolume, int]:
+        """Make a volume, durably: see Driver.make.
 
         Options are those of sidecar.KNOWN_OPTIONS. What is not said by ``uid``, ``gid`` and
-        ``mode`` is as in the volume to copy, or as in ``owner``, or of whoever runs this with
-        mode 755. A copy that is not of one point in time is logged; see ``clone``.
+        ``mode`` is as in the volume to copy, or as in ``new.owner``. A copy that is not of one
+        point in time is logged; see ``clone``.
         """
-        options = sidecar.check_options(options or {})
-        record = Record(datetime.now(UTC), sidecar.check_labels(labels or {}), options)
-        source = options.get("from")
+        new = _checked(NewVolume.of(new))
+        source = new.options.get("from")
         if source is None:
-            whose = sidecar.owner_of(options, owner or Owner(os.geteuid(), os.getegid()))
-            return self._create(name, record, lambda data, _: give(data, whose), exclusive)
-        copy = Copy(self.open_data, source, options, None, never)
+            whose = _owner_of(new)
+            return self._make(new, lambda data, _: give(data, whose))
+        copy = Copy(self.open_data, source, new.options, None, never)
         try:
-            volume = self._create(name, record, copy, exclusive, _COPIES)
+            made = self._make(new, copy, _COPIES)
         except VolumeNotFoundError as error:
             raise VolumeNotFoundError(f"nothing to start from: {error}") from None
         if copy.report is not None and not copy.report.is_point_in_time:
             _log.warning(
                 "volume %r is no copy of %r at one point in time: %d files or directories were"
                 " changed meanwhile, such as %s",
-                name,
+                new.name,
                 source,
                 copy.report.changed,
                 copy.report.examples[0],
             )
-        return volume
+        return made
 
     def clone(
         self,
         source: str,
-        name: str,
-        options: Mapping[str, str] | None = None,
+        new: NewVolume | str,
         *,
-        labels: Mapping[str, str] | None = None,
         on_progress: Callable[[int], None] | None = None,
         stopping: Callable[[], bool] = never,
     ) -> tuple[LocalVolume, CopyReport]:
-        """Make the new volume ``name`` a copy of ``source``, and say how it was copied.
+        """Make a new volume a copy of ``source``, and say how it was copied.
 
-        Its labels and options are those of the source, overlaid by the given ones; ``from`` is
+        Its labels and options are those of the source, overlaid by those of ``new``; ``from`` is
         the source. Raises VolumeNotFoundError for the source (also when it goes while it is
         copied), VolumeExistsError, InvalidNameError, UnknownOptionError, InvalidLabelError, and
         what copy_tree raises, which explains the other arguments.
         """
         known = self.get(source)
-        given = sidecar.check_options({**(options or {}), "from": source})
-        record = Record(
-            datetime.now(UTC),
-            sidecar.check_labels({**known.labels, **(labels or {})}),
-            {**known.options, **given},
+        new = NewVolume.of(new)
+        new = _checked(replace(new, options={**new.options, "from": source}))
+        copy = Copy(self.open_data, source, new.options, on_progress, stopping)
+        whole = _checked(
+            replace(
+                new,
+                options={**known.options, **new.options},
+                labels={**known.labels, **new.labels},
+            )
         )
-        copy = Copy(self.open_data, source, given, on_progress, stopping)
-        volume = self._create(name, record, copy, True, _COPIES)
+        volume, fd = self._make(whole, copy, _COPIES)
+        os.close(fd)
         assert copy.report is not None
         return volume, copy.report
 
     def create_filled(
-        self,
-        name: str,
-        fill: Callable[[int, Callable[[], None]], None],
-        options: Mapping[str, str] | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
+        self, new: NewVolume | str, fill: Callable[[int, Callable[[], None]], None]
     ) -> LocalVolume:
-        """Make the new volume ``name`` of what ``fill`` puts into it.
+        """Make a new volume of what ``fill`` puts into it.
 
         ``fill`` is called once, with a descriptor of the empty data directory and a function
         that it has to call from time to time; it may set the directory's owner and
-        mode, which ``uid``, ``gid`` and ``mode`` in ``options`` overrule. What it raises leaves
+        mode, which ``uid``, ``gid`` and ``mode`` in the options overrule. What it raises leaves
         no volume. Raises VolumeExistsError before ``fill`` is called if that is known by then.
         """
-        options = sidecar.check_options(options or {})
-        if "from" in options:
-            raise UnknownOptionError("option from: a volume is a copy, or filled otherwise")
-        record = Record(datetime.now(UTC), sidecar.check_labels(labels or {}), options)
-        whose = sidecar.owner_of(options, Owner(os.geteuid(), os.getegid()))
+        new = _checked(NewVolume.of(new))
+        if "from" in new.options:
+            raise UnknownOptionError("option from cannot be used when importing")
+        whose = _owner_of(new)
+        options = new.options
 
         def filling(data: int, stage: Stage) -> None:
             give(data, whose)
@@ -193,7 +200,9 @@ class LocalDriver:
             give_as_told(data, options)
             syncfs(data)
 
-        return self._create(name, record, filling, True, 1)
+        volume, fd = self._make(new, filling, 1)
+        os.close(fd)
+        return volume
 
     @contextmanager
     def frozen_copy(
@@ -250,63 +259,48 @@ class LocalDriver:
             place = self._names.require(name)
             raise VolumeNotFoundError(f"the data of volume {name!r} is not at {place}") from None
 
-    def _create(
-        self,
-        name: str,
-        record: Record,
-        fill: Callable[[int, Stage], None],
-        exclusive: bool,
-        attempts: int = ATTEMPTS,
-    ) -> LocalVolume:
-        check_name(name)
-        while True:
-            existing = self._existing(name, record.options, exclusive)
-            if existing is not None:
-                return existing
-            if attempts == 0:
-                raise _restless(name)
-            attempts -= 1
-            try:
-                self._make(name, record, fill)
-            except VolumeExistsError:
-                if self._names.is_taken(name) and self._names.data_path(name) is None:
-                    raise  # something that is no volume has the name
-            except FileNotFoundError:
-                pass  # a housekeeper took the unpublished volume for a crash's leftover
-            else:
-                return LocalVolume(name, self._names.own_path(name), record)
-
-    def _existing(
-        self, name: str, options: Mapping[str, str], exclusive: bool
-    ) -> LocalVolume | None:
-        """Return the volume ``name`` if it exists and is what a creation asks for."""
-        path = self._names.data_path(name)
-        if path is None:
+    def _existing(self, new: NewVolume) -> LocalVolume | None:
+        """Return the volume if it exists and is what a creation asks for."""
+        path = self._names.data_path(new.name)
+        record = None if path is None else self.read_record(new.name)
+        if path is None or record is None:
             return None
-        if exclusive:
-            raise exists(name)
-        record = self.read_record(name)
-        if record is None:
-            return None
-        if options and options != record.options:
+        if new.options and new.options != record.options:
             made_with = ", ".join(f"{key}={value}" for key, value in record.options.items())
             raise OptionConflictError(
-                f"volume {name!r} exists and was made with {made_with or 'no options'}; "
+                f"volume {new.name!r} exists and was made with {made_with or 'no options'}; "
                 "remove it first, or leave the options out"
             )
         # Whoever made it might not have come to this yet, and our caller relies on it.
         self._names.sync()
-        return LocalVolume(name, path, record)
+        return LocalVolume(new.name, path, record)
 
-    def _make(self, name: str, record: Record, fill: Callable[[int, Stage], None]) -> None:
-        with staged(self.trash) as stage:
+    def _make(
+        self, new: NewVolume, fill: Callable[[int, Stage], None], attempts: int = ATTEMPTS
+    ) -> tuple[LocalVolume, int]:
+        """Make a volume that ``fill`` prepares; return it with a descriptor of its data path."""
+        for _ in range(attempts):
+            if self._names.data_path(new.name) is not None:
+                raise exists(new.name)
+            record = Record(datetime.now(UTC), new.labels, new.options)
+            with suppress(FileNotFoundError):  # a housekeeper took it for a crash's leftover
+                fd = self._publish(new.name, record, fill)
+                return LocalVolume(new.name, self._names.own_path(new.name), record), fd
+        raise _restless(new.name)
+
+    def _publish(self, name: str, record: Record, fill: Callable[[int, Stage], None]) -> int:
+        with staged(self.trash) as stage, ExitStack() as on_failure:
             write_new(sidecar.FILE, sidecar.encode(record), dir_fd=stage.fd)
             os.mkdir(DATA, 0o700, dir_fd=stage.fd)
             with opened(DATA, dir_fd=stage.fd) as data:
+                made = os.open(".", _PLACE, dir_fd=data)
+                on_failure.callback(os.close, made)
                 fill(data, stage)
                 sync_directory(data)
             sync_directory(stage.fd)
             self._names.publish(stage.name, name, dir_fd=self.trash.fd)
+            on_failure.pop_all()
+            return made
 
     def rename(self, volume: Volume, new_name: str) -> LocalVolume:
         """Give the volume another name: see Driver.rename."""
@@ -375,6 +369,23 @@ class LocalDriver:
     def housekeep(self, stopping: Callable[[], bool]) -> None:
         """Empty the trash of what is due, and clear up what a crash left."""
         self.trash.housekeep(self._keep_removed, self._keep_free, stopping)
+
+
+def _checked(new: NewVolume) -> NewVolume:
+    """Return what is asked for, with its options in one spelling.
+
+    Raises InvalidNameError, UnknownOptionError, InvalidLabelError.
+    """
+    return NewVolume(
+        check_name(new.name),
+        sidecar.check_options(new.options),
+        sidecar.check_labels(new.labels),
+        new.owner,
+    )
+
+
+def _owner_of(new: NewVolume) -> Owner:
+    return sidecar.owner_of(new.options, new.owner or Owner(os.geteuid(), os.getegid()))
 
 
 def _restless(name: str) -> OSError:

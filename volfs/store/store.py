@@ -11,8 +11,8 @@ import builtins
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 
 from volfs.errors import (
     OptionConflictError,
@@ -26,7 +26,7 @@ from volfs.holder import Holder
 from volfs.store.drivers import DriverRegistry
 from volfs.store.locks import NameLocks
 from volfs.store.table import ReferenceTable, UnsavedReferences
-from volfs.volume import Driver, Owner, Volume
+from volfs.volume import Driver, NewVolume, Volume
 
 _log = logging.getLogger(__name__)
 
@@ -98,42 +98,61 @@ class VolumeStore:
 
     # Changing
 
-    def create(
-        self,
-        name: str,
-        options: Mapping[str, str] | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
-        owner: Owner | None = None,
-        exclusive: bool = False,
-        driver: str | None = None,
-    ) -> Volume:
-        """Make the volume ``name`` and return it: see Driver.create.
+    def create(self, new: NewVolume | str, *, driver: str | None = None) -> Volume:
+        """Return the volume that ``new`` describes, and make it if need be: see Driver.create.
 
         ``driver`` is the one that must have it; without it an existing volume of any driver is
         returned, and a new one is made by the default driver. Raises UnknownDriverError, and
         OptionConflictError when another driver has a volume of that name.
         """
-        asked = self.drivers.get(driver) if driver is not None else None
-        with self._locks.held(name):
-            maker = self._driver_having(name)
-            if maker is not None and asked not in (None, maker):
-                raise OptionConflictError(
-                    f"volume {name!r} exists already, of driver {maker.name!r}"
-                )
-
-            def make(exclusive: bool) -> Volume:
-                return (maker or asked or self._default).create(
-                    name, options, labels=labels, owner=owner, exclusive=exclusive
-                )
-
-            if maker is None and self._references.of(name):
-                # They are to a volume that somebody deleted by hand, not to this one.
-                with self._references.held(name), suppress(VolumeExistsError):
-                    volume = make(exclusive=True)
-                    self._references.forget(name)
+        new = NewVolume.of(new)
+        with self._locks.held(new.name):
+            having = self._having(new.name, driver)
+            if having is not None:
+                return having.create(new)
+            maker = self._maker(driver)
+            if self._references.of(new.name):
+                with suppress(VolumeExistsError), self._afresh(new.name):
+                    volume, fd = maker.make(new)
+                    os.close(fd)
                     return volume
-            return make(exclusive)
+            return maker.create(new)
+
+    def make(self, new: NewVolume | str, *, driver: str | None = None) -> tuple[Volume, int]:
+        """Make a volume that was not there, by ``driver`` or the default one: see Driver.make.
+
+        Raises UnknownDriverError too.
+        """
+        new = NewVolume.of(new)
+        with self._locks.held(new.name):
+            if self._having(new.name, driver) is not None:
+                raise _exists(new.name)
+            with self._afresh(new.name):
+                return self._maker(driver).make(new)
+
+    def _maker(self, driver: str | None) -> Driver:
+        return self._default if driver is None else self.drivers.get(driver)
+
+    def _having(self, name: str, asked: str | None) -> Driver | None:
+        """Return the driver that has a volume of that name, which must be the one asked for."""
+        having = self._driver_having(name)
+        if having is not None and asked is not None and self.drivers.get(asked) is not having:
+            raise OptionConflictError(f"volume {name!r} exists already, of driver {having.name!r}")
+        return having
+
+    @contextmanager
+    def _afresh(self, name: str) -> Iterator[None]:
+        """In here a volume is made of a name that none has.
+
+        References that are kept for the name are to a volume that somebody deleted by hand, not
+        to this one, and are forgotten with nobody able to acquire the new one meanwhile.
+        """
+        if not self._references.of(name):
+            yield
+            return
+        with self._references.held(name):
+            yield
+            self._references.forget(name)
 
     def remove(self, name: str, *, by: str = "", only_empty: bool = False) -> None:
         """Remove the volume ``name``: see Driver.remove. ``by`` says for whom, for the record.
@@ -163,7 +182,7 @@ class VolumeStore:
             driver = self._driver_of(volume)
             self._require_free(volume, "reference", "mount")
             if self._driver_having(new_name) not in (None, driver):
-                raise VolumeExistsError(f"volume {new_name!r} exists already")
+                raise _exists(new_name)
             with self._references.held(name, new_name):
                 self._require_unreferenced(volume)
                 renamed = driver.rename(volume, new_name)
@@ -297,6 +316,10 @@ class VolumeStore:
             return self._driver_of(self.get(name))
         except VolumeNotFoundError:
             return None
+
+
+def _exists(name: str) -> VolumeExistsError:
+    return VolumeExistsError(f"volume {name!r} exists already")
 
 
 def _refuse(volume: Volume, holders: Sequence[Holder], hint: str = "") -> None:

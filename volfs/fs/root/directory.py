@@ -26,8 +26,8 @@ from volfs.fs.native.status import MadeStatus, Status
 from volfs.holder import Holder
 from volfs.linux import syscalls
 from volfs.linux.identity import Requester
-from volfs.store.store import VolumeStore
-from volfs.volume import Owner, Volume, can_name, check_name
+from volfs.store import VolumeStore
+from volfs.volume import NewVolume, Owner, Volume, can_name, check_name
 
 XATTR_PREFIX = b"volfs."
 _PATH_PARTS = 256
@@ -141,9 +141,9 @@ class Root:
         text = _volume_name(name)
         # As mkdir(2): of the mode, only permission bits and the sticky bit count.
         owner = Owner(ctx.uid, ctx.gid, mode & ~ctx.umask & 0o1777)
-        volume = self._store.create(text, owner=owner, exclusive=True)
+        _, fd = self._store.make(NewVolume(text, owner=owner))
         self._changed_ns = time.time_ns()
-        return self._tree.found(root, name, _open_top(volume))
+        return self._tree.found(root, name, fd)
 
     def rmdir(self, root: Inode, name: bytes, ctx: Requester) -> None:
         """Remove a volume with its data, into the trash."""
