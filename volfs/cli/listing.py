@@ -201,7 +201,7 @@ def print_volumes(found: Iterable[Listed], *, with_size: bool, with_users: bool)
 
 
 def _list_removed(opened: OpenScope, *, reverse: bool, quiet: bool, as_json: bool) -> None:
-    entries = opened.driver.trash.list()
+    entries = opened.store.removed()
     if reverse:
         entries.reverse()
     if as_json:

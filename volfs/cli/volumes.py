@@ -20,7 +20,6 @@ from volfs.cli.output import (
 )
 from volfs.cli.scope import given_scope, open_scope, scope_option
 from volfs.errors import VolfsError
-from volfs.volume import NewVolume
 
 if TYPE_CHECKING:
     from volfs.volume import Volume
@@ -60,6 +59,8 @@ def create(
     Makes the scope as well when there is none yet. A volume that exists already is left as it
     is, which is success unless it was made with other options. Prints the names.
     """
+    from volfs.volume import NewVolume
+
     wanted, tags = key_values(options, "--opt"), key_values(labels, "--label")
     made: list[Volume] = []
     with open_scope(scope, make=True) as opened:

@@ -17,7 +17,6 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from volfs.copies.file import Duplicator, attributes, settle
 from volfs.copies.marks import ROUNDS, MarkedWalk, wait_a_tick
@@ -25,33 +24,7 @@ from volfs.linux.deletion import never
 from volfs.linux.durable import DIRECTORY, NO_ENTRY, scanned
 from volfs.linux.syscalls import syncfs
 from volfs.linux.walking import Step, open_beneath
-
-
-@dataclass(frozen=True, slots=True)
-class CopyReport:
-    """How a copy was made.
-
-    ``changed`` is how many files and directories were changed by others while they were
-    copied, of which ``examples`` names some: 0 when the copy is of one point in time.
-    ``cloned`` files share their data with the source (reflinks), ``copied`` ones do not; empty
-    ones are in neither. ``size`` is the bytes on disk that those had.
-    """
-
-    changed: int
-    examples: tuple[str, ...]
-    cloned: int
-    copied: int
-    size: int
-
-    @property
-    def is_point_in_time(self) -> bool:
-        """Whether the copy is what the source was at one moment."""
-        return self.changed == 0
-
-    @property
-    def is_reflinked(self) -> bool:
-        """Whether all data is shared with the source."""
-        return self.cloned > 0 and self.copied == 0
+from volfs.volume import CopyReport
 
 
 def copy_tree(

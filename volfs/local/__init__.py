@@ -6,7 +6,6 @@ what a volume's file says of it.
 """
 
 from volfs.local.driver import LocalDriver
-from volfs.local.trash import RemovedVolume
 from volfs.local.volume import LocalVolume
 
-__all__ = ["LocalDriver", "LocalVolume", "RemovedVolume"]
+__all__ = ["LocalDriver", "LocalVolume"]

@@ -10,16 +10,16 @@ yet a volume is prepared in the trash's directory, where a crash can leave it to
 
 from __future__ import annotations
 
+import builtins
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from volfs.copies.file import NoReflinksError
-from volfs.copies.tree import CopyReport
+from volfs.copies import NoReflinksError
 from volfs.errors import (
     OptionConflictError,
     UnknownOptionError,
@@ -36,7 +36,7 @@ from volfs.local.sidecar import Record
 from volfs.local.staging import Copy, Stage, give, give_as_told, staged
 from volfs.local.trash import ATTEMPTS, DATA, VOLUME, Trash
 from volfs.local.volume import LocalVolume
-from volfs.volume import NewVolume, Owner, Volume, check_name
+from volfs.volume import CopyReport, Fill, NewVolume, Owner, RemovedVolume, Volume, check_name
 
 _log = logging.getLogger(__name__)
 _NO_ROOM = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT))
@@ -155,12 +155,9 @@ class LocalDriver:
         on_progress: Callable[[int], None] | None = None,
         stopping: Callable[[], bool] = never,
     ) -> tuple[LocalVolume, CopyReport]:
-        """Make a new volume a copy of ``source``, and say how it was copied.
+        """Make a volume a copy of ``source``: see CopyingDriver.clone, and copy_tree.
 
-        Its labels and options are those of the source, overlaid by those of ``new``; ``from`` is
-        the source. Raises VolumeNotFoundError for the source (also when it goes while it is
-        copied), VolumeExistsError, InvalidNameError, UnknownOptionError, InvalidLabelError, and
-        what copy_tree raises, which explains the other arguments.
+        Its option ``from`` is the source.
         """
         known = self.get(source)
         new = NewVolume.of(new)
@@ -178,15 +175,11 @@ class LocalDriver:
         assert copy.report is not None
         return volume, copy.report
 
-    def create_filled(
-        self, new: NewVolume | str, fill: Callable[[int, Callable[[], None]], None]
-    ) -> LocalVolume:
-        """Make a new volume of what ``fill`` puts into it.
+    def make_filled(self, new: NewVolume | str, fill: Fill) -> LocalVolume:
+        """Make a volume of what ``fill`` puts into it: see CopyingDriver.make_filled.
 
-        ``fill`` is called once, with a descriptor of the empty data directory and a function
-        that it has to call from time to time; it may set the directory's owner and
-        mode, which ``uid``, ``gid`` and ``mode`` in the options overrule. What it raises leaves
-        no volume. Raises VolumeExistsError before ``fill`` is called if that is known by then.
+        The options that overrule what ``fill`` makes of the directory are ``uid``, ``gid`` and
+        ``mode``.
         """
         new = _checked(NewVolume.of(new))
         if "from" in new.options:
@@ -205,22 +198,16 @@ class LocalDriver:
         return volume
 
     @contextmanager
-    def frozen_copy(
-        self,
-        name: str,
-        *,
-        on_progress: Callable[[int], None] | None = None,
-        stopping: Callable[[], bool] = never,
-    ) -> Iterator[tuple[int, CopyReport] | None]:
-        """Yield a descriptor of a copy of a volume's data, which shares it and then goes.
+    def frozen_copy(self, name: str) -> Iterator[tuple[int, CopyReport] | None]:
+        """Yield a reflinked copy of a volume's data: see CopyingDriver.frozen_copy.
 
         None where the filesystem has no reflinks, is read-only, or has no space for one. Raises
-        VolumeNotFoundError, and what copy_tree raises.
+        what copy_tree raises, too.
         """
         with ExitStack() as stack:
             found = None
             try:
-                found = self._freeze(name, stack, on_progress, stopping)
+                found = self._freeze(name, stack)
             except NoReflinksError:
                 stack.close()
             except OSError as error:
@@ -229,14 +216,8 @@ class LocalDriver:
                 stack.close()
             yield found
 
-    def _freeze(
-        self,
-        name: str,
-        stack: ExitStack,
-        on_progress: Callable[[int], None] | None,
-        stopping: Callable[[], bool],
-    ) -> tuple[int, CopyReport]:
-        copy = Copy(self.open_data, name, {}, on_progress, stopping, only_reflinked=True)
+    def _freeze(self, name: str, stack: ExitStack) -> tuple[int, CopyReport]:
+        copy = Copy(self.open_data, name, {}, None, never, only_reflinked=True)
         stage = stack.enter_context(staged(self.trash))
         os.mkdir(DATA, 0o700, dir_fd=stage.fd)
         data = stack.enter_context(opened(DATA, dir_fd=stage.fd))
@@ -347,14 +328,12 @@ class LocalDriver:
         """
         self._names.take_away(volume.name, by)
 
+    def removed(self) -> builtins.list[RemovedVolume]:
+        """Return what is in the trash: see RestoringDriver.removed."""
+        return self.trash.list()
+
     def restore(self, which: str, new_name: str | None = None) -> LocalVolume:
-        """Bring a removed volume back, durably, under its old name or ``new_name``.
-
-        ``which`` is an id of the trash, or a volume name meaning its newest removal.
-
-        Raises VolumeNotFoundError when the trash has no such, VolumeExistsError when the name
-        is taken, InvalidNameError.
-        """
+        """Bring a volume back from the trash, durably: see RestoringDriver.restore."""
         entry = self.trash.find(which)
         name = check_name(entry.name if new_name is None else new_name)
         try:
@@ -365,6 +344,20 @@ class LocalDriver:
             ) from None
         self.trash.clear(entry.id)
         return self.get(name)
+
+    def purge(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        older_than: float | None = None,
+        stopping: Callable[[], bool] = never,
+    ) -> builtins.list[RemovedVolume]:
+        """Delete what is in the trash for good: see Trash.purge."""
+        return self.trash.purge(ids, older_than=older_than, stopping=stopping)
+
+    def tidy(self, stopping: Callable[[], bool]) -> None:
+        """Delete what unfinished work left: see CopyingDriver.tidy."""
+        self.trash.tidy(stopping)
 
     def housekeep(self, stopping: Callable[[], bool]) -> None:
         """Empty the trash of what is due, and clear up what a crash left."""

@@ -12,10 +12,11 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 from volfs.errors import (
     OptionConflictError,
+    UnsupportedError,
     VolfsError,
     VolumeExistsError,
     VolumeInUseError,
@@ -23,10 +24,20 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.holder import Holder
+from volfs.linux.deletion import never
 from volfs.store.drivers import DriverRegistry
 from volfs.store.locks import NameLocks
+from volfs.store.removed import all_kept, find_kept, purge_kept
 from volfs.store.table import ReferenceTable, UnsavedReferences
-from volfs.volume import Driver, NewVolume, Volume
+from volfs.volume import (
+    CopyingDriver,
+    CopyReport,
+    Driver,
+    Fill,
+    NewVolume,
+    RemovedVolume,
+    Volume,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -124,11 +135,9 @@ class VolumeStore:
         Raises UnknownDriverError too.
         """
         new = NewVolume.of(new)
-        with self._locks.held(new.name):
-            if self._having(new.name, driver) is not None:
-                raise _exists(new.name)
-            with self._afresh(new.name):
-                return self._maker(driver).make(new)
+        maker = self._maker(driver)
+        with self._vacant(new.name):
+            return maker.make(new)
 
     def _maker(self, driver: str | None) -> Driver:
         return self._default if driver is None else self.drivers.get(driver)
@@ -141,11 +150,20 @@ class VolumeStore:
         return having
 
     @contextmanager
-    def _afresh(self, name: str) -> Iterator[None]:
-        """In here a volume is made of a name that none has.
+    def _vacant(self, name: str) -> Iterator[None]:
+        """In here a volume can be made of a name that none has. Raises VolumeExistsError."""
+        with self._locks.held(name):
+            if self._driver_having(name) is not None:
+                raise VolumeExistsError(f"volume {name!r} exists already")
+            with self._afresh(name):
+                yield
 
-        References that are kept for the name are to a volume that somebody deleted by hand, not
-        to this one, and are forgotten with nobody able to acquire the new one meanwhile.
+    @contextmanager
+    def _afresh(self, name: str) -> Iterator[None]:
+        """In here a volume is made that was not there.
+
+        References that are kept for its name are to one that somebody deleted by hand. They are
+        forgotten once it is made, and nobody can acquire it before.
         """
         if not self._references.of(name):
             yield
@@ -182,7 +200,7 @@ class VolumeStore:
             driver = self._driver_of(volume)
             self._require_free(volume, "reference", "mount")
             if self._driver_having(new_name) not in (None, driver):
-                raise _exists(new_name)
+                raise VolumeExistsError(f"volume {new_name!r} exists already")
             with self._references.held(name, new_name):
                 self._require_unreferenced(volume)
                 renamed = driver.rename(volume, new_name)
@@ -226,6 +244,90 @@ class VolumeStore:
                 return volume
             return self._driver_of(volume).set_labels(volume, labels)
 
+    # Copies
+
+    def clone(
+        self,
+        source: str,
+        new: NewVolume | str,
+        *,
+        on_progress: Callable[[int], None] | None = None,
+        stopping: Callable[[], bool] = never,
+    ) -> tuple[Volume, CopyReport]:
+        """Make a volume that was not there a copy of ``source``: see CopyingDriver.clone.
+
+        Raises UnsupportedError too, when the driver of the source cannot copy.
+        """
+        new = NewVolume.of(new)
+        driver = _copying(self._driver_of(self.get(source)))
+        with self._vacant(new.name):
+            return driver.clone(source, new, on_progress=on_progress, stopping=stopping)
+
+    def make_filled(self, new: NewVolume | str, fill: Fill, *, driver: str | None = None) -> Volume:
+        """Make a volume of what ``fill`` puts into it, by ``driver`` or the default one.
+
+        See CopyingDriver.make_filled. Raises UnknownDriverError and UnsupportedError too.
+        """
+        new = NewVolume.of(new)
+        maker = _copying(self._maker(driver))
+        with self._vacant(new.name):
+            return maker.make_filled(new, fill)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[tuple[int, CopyReport | None]]:
+        """Yield a descriptor of a volume's data for somebody who reads all of it.
+
+        Where the driver can freeze it, it is that of a copy, with the report on how that was
+        made. Else it is that of the data itself, which others may change meanwhile, and None.
+        Raises VolumeNotFoundError, and what CopyingDriver.frozen_copy raises.
+        """
+        volume = self.get(name)
+        driver = self._driver_of(volume)
+        with ExitStack() as stack:
+            if isinstance(driver, CopyingDriver):
+                frozen = stack.enter_context(driver.frozen_copy(name))
+                if frozen is not None:
+                    yield frozen
+                    return
+            fd = _open_data(volume)
+            stack.callback(os.close, fd)
+            yield fd, None
+
+    def tidy(self, stopping: Callable[[], bool] = never) -> None:
+        """Delete what was left by those who were killed while they copied, until ``stopping()``.
+
+        It is a part of ``housekeep`` that touches nothing else.
+        """
+        for driver in self._in_order:
+            if isinstance(driver, CopyingDriver):
+                driver.tidy(stopping)
+
+    # What was removed
+
+    def removed(self) -> builtins.list[RemovedVolume]:
+        """Return what can be restored, newest first; nothing of drivers that keep nothing."""
+        return [entry for _, entry in all_kept(self._in_order)]
+
+    def restore(self, which: str, new_name: str | None = None) -> Volume:
+        """Bring a removed volume back: see RestoringDriver.restore.
+
+        Raises UnsupportedError too, when no driver keeps what is removed.
+        """
+        driver, entry = find_kept(self._in_order, which)
+        name = entry.name if new_name is None else new_name
+        with self._vacant(name):
+            return driver.restore(entry.id, name)
+
+    def purge(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        older_than: float | None = None,
+        stopping: Callable[[], bool] = never,
+    ) -> builtins.list[RemovedVolume]:
+        """Delete removed volumes for good and return them: see RestoringDriver.purge."""
+        return purge_kept(self._in_order, ids, older_than, stopping)
+
     # Who holds it
 
     def acquire(self, name: str, reference: str) -> Volume:
@@ -243,7 +345,7 @@ class VolumeStore:
                 return volume
 
     def release(self, name: str, reference: str) -> None:
-        """Forget a reference. One that is not known is no error: it is as released as can be."""
+        """Forget a reference. Releasing an unknown reference does nothing."""
         with self._locks.held(name):
             self._references.discard(name, reference)
 
@@ -318,8 +420,20 @@ class VolumeStore:
             return None
 
 
-def _exists(name: str) -> VolumeExistsError:
-    return VolumeExistsError(f"volume {name!r} exists already")
+def _copying(driver: Driver) -> CopyingDriver:
+    if isinstance(driver, CopyingDriver):
+        return driver
+    raise UnsupportedError(
+        f"driver {driver.name!r} cannot copy volumes, nor make them of an archive"
+    )
+
+
+def _open_data(volume: Volume) -> int:
+    place = volume.mount()
+    try:
+        return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise VolumeNotFoundError(f"the data of volume {volume.name!r} is not at {place}") from None
 
 
 def _refuse(volume: Volume, holders: Sequence[Holder], hint: str = "") -> None:
