@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,6 @@ from volfs.errors import PluginError, VolfsError
 
 if TYPE_CHECKING:
     from volfs.cli.options import MountRequest
-    from volfs.local.driver import LocalDriver
-    from volfs.store.store import VolumeStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +54,23 @@ def serve_tree(
     import trio
 
     from volfs.fs.mount import session
+    from volfs.store import open_scope
 
     session.check(scope, mountpoint, request.options)
-    with _opened(scope, request.keep_removed) as (store, driver):
+    # The tree knows by itself what is open in it.
+    with open_scope(scope, keep_removed=request.keep_removed, open_files=False) as opened:
         plugin = None
         if request.plugin:
             from volfs.docker.places import Places
             from volfs.docker.server import serve
 
-            places = Places(driver.scope, os.path.realpath(mountpoint))
+            places = Places(opened.path, os.path.realpath(mountpoint))
             socket = request.plugin_socket or default_socket()
-            plugin = partial(serve, store, places, socket)
+            plugin = partial(serve, opened.store, places, socket)
         try:
-            trio.run(session.serve, store, driver.scope, mountpoint, request.options, ready, plugin)
+            trio.run(
+                session.serve, opened.store, opened.path, mountpoint, request.options, ready, plugin
+            )
         except BaseExceptionGroup as group:
             raise _only(group) from None
 
@@ -83,35 +84,17 @@ def serve_plugin(request: PluginRequest, ready: Callable[[], None]) -> None:
 
     from volfs.docker.places import Places
     from volfs.docker.server import serve_alone
-    from volfs.store.usage import open_holders
+    from volfs.store import open_scope
 
     keep = request.keep_removed
-    with _opened(request.scope, keep or 0.0) as (store, driver):
-        # A tree of another process knows what is open in it, but this one has to look.
-        store.add_holder_source(lambda volume: open_holders(volume, driver.scope))
+    with open_scope(request.scope, keep_removed=keep or 0.0) as opened:
         mountpoint = request.mountpoint and os.path.realpath(request.mountpoint)
-        places = Places(driver.scope, mountpoint, native=request.native)
+        places = Places(opened.path, mountpoint, native=request.native)
         alone = partial(serve_alone, housekeeping=keep is not None)
         try:
-            trio.run(alone, store, places, request.socket, ready)
+            trio.run(alone, opened.store, places, request.socket, ready)
         except BaseExceptionGroup as group:
             raise _only(group) from None
-
-
-@contextmanager
-def _opened(scope: str, keep_removed: float) -> Iterator[tuple[VolumeStore, LocalDriver]]:
-    from volfs.local.driver import LocalDriver
-    from volfs.store.references import References
-    from volfs.store.store import VolumeStore
-    from volfs.store.usage import mount_holders
-
-    driver = LocalDriver(scope, keep_removed=keep_removed)
-    store = VolumeStore([driver], references=References(driver.scope))
-    try:
-        store.add_holder_source(lambda volume: mount_holders(volume, driver.scope))
-        yield store, driver
-    finally:
-        store.close()
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -14,6 +14,7 @@ import subprocess
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pyfuse3
@@ -35,6 +36,7 @@ from volfs.fs.requests.threads import WorkerThreads
 from volfs.fs.root.directory import Root
 from volfs.linux import syscalls
 from volfs.linux.identity import Caller
+from volfs.store.housekeeping import housekeep
 from volfs.store.store import VolumeStore
 from volfs.store.usage import tree_mounts
 
@@ -166,7 +168,16 @@ async def serve(
                     tapped = inodes.renumbers = kernel.mounted(nursery)
                     drain = None if tapped else _drain(threads)
                     nursery.start_soon(_unmount_upon, signals, target, drain, companion)
-                    nursery.start_soon(_housekeep, store, requests, options, stopping)
+                    nursery.start_soon(
+                        partial(
+                            housekeep,
+                            store,
+                            stopping.is_set,
+                            wait=partial(_removal, requests),
+                            interval=options.housekeeping_interval,
+                            run=lambda call: threads.run(call, on="housekeeping"),
+                        )
+                    )
                     nursery.start_soon(_sweep, inodes)
                     nursery.start_soon(_announce, target, kernel, companion, nursery, ready)
                     try:
@@ -374,20 +385,10 @@ async def _unmount_upon(
         drain.close()
 
 
-async def _housekeep(
-    store: VolumeStore,
-    requests: Requests,
-    options: MountOptions,
-    stopping: threading.Event,
-) -> None:
-    while True:
-        try:
-            await requests.threads.run(lambda: store.housekeep(stopping.is_set), on="housekeeping")
-        except Exception:
-            log.exception("housekeeping failed; it is tried again")
-        with trio.move_on_after(options.housekeeping_interval):
-            await requests.volume_removed.wait()
-        requests.volume_removed = trio.Event()
+async def _removal(requests: Requests) -> None:
+    """Wait until a volume was removed since the last time."""
+    await requests.volume_removed.wait()
+    requests.volume_removed = trio.Event()
 
 
 async def _sweep(inodes: InodeTable) -> None:
