@@ -101,6 +101,12 @@ class InvalidLabelError(VolfsError):
     exit_code = 3
 
 
+class UnsupportedError(VolfsError):
+    """The driver cannot do that."""
+
+    errno = errno.EOPNOTSUPP
+
+
 class UnknownDriverError(VolfsError):
     """No driver of that name is registered."""
 

@@ -1,13 +1,15 @@
-"""Volume and Driver: the two interfaces, and what a name may be."""
+"""Volume and Driver: the two interfaces, what a name may be, and how a new volume is asked for."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from types import MappingProxyType
+from typing import Protocol, runtime_checkable
 
 from volfs.errors import InvalidNameError, NameTooLongError
 
@@ -16,6 +18,7 @@ NAME_MAX = 255
 
 _FORBIDDEN = frozenset("/:,\\\"'")
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,254}")
+_NOTHING: Mapping[str, str] = MappingProxyType({})
 
 
 def check_name(name: str) -> str:
@@ -66,6 +69,67 @@ class Owner:
     mode: int = 0o755
 
 
+@dataclass(frozen=True, slots=True)
+class NewVolume:
+    """A volume that is to be made: its name, the driver's create options, its labels.
+
+    ``owner`` is whose the data path becomes where the options do not say; None means whoever
+    makes it, with mode 755. It is no option: an existing volume is not compared with it.
+    """
+
+    name: str
+    options: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    labels: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
+    owner: Owner | None = None
+
+    @classmethod
+    def of(cls, new: NewVolume | str) -> NewVolume:
+        """Return ``new`` itself; of a name alone, the volume of that name and nothing else."""
+        return cls(new) if isinstance(new, str) else new
+
+
+@dataclass(frozen=True, slots=True)
+class CopyReport:
+    """How a copy was made.
+
+    ``changed`` is how many files and directories were changed by others while they were
+    copied, of which ``examples`` names some: 0 when the copy is of one point in time.
+    ``cloned`` files share their data with the source (reflinks), ``copied`` ones do not; empty
+    ones are in neither. ``size`` is the bytes on disk that those had.
+    """
+
+    changed: int
+    examples: tuple[str, ...]
+    cloned: int
+    copied: int
+    size: int
+
+    @property
+    def is_point_in_time(self) -> bool:
+        """Whether the copy is what the source was at one moment."""
+        return self.changed == 0
+
+    @property
+    def is_reflinked(self) -> bool:
+        """Whether all data is shared with the source."""
+        return self.cloned > 0 and self.copied == 0
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedVolume:
+    """A volume in the trash. ``removed_at`` is timezone-aware; ``by`` says for whom."""
+
+    id: str
+    name: str
+    removed_at: datetime
+    by: str
+
+
+Fill = Callable[[int, Callable[[], None]], None]
+"""Puts something into a volume that is being made: it is given a descriptor of the empty data
+directory, and a function to call from time to time, which shows others that it is still at it."""
+
+
 class Volume(Protocol):
     """A named place for data.
 
@@ -109,25 +173,24 @@ class Driver(Protocol):
     @property
     def name(self) -> str: ...
 
-    def create(
-        self,
-        name: str,
-        options: Mapping[str, str] | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
-        owner: Owner | None = None,
-        exclusive: bool = False,
-    ) -> Volume:
-        """Make the volume ``name`` and return it.
+    def create(self, new: NewVolume | str) -> Volume:
+        """Return the volume that ``new`` describes, and make it if it is not there.
 
-        An existing volume is returned unchanged when ``options`` are not given or equal those
-        it was made with. ``owner`` is whose the data path becomes when nothing in ``options``
-        says otherwise; it is not an option and is not compared.
+        An existing volume is returned unchanged when ``new`` has no options, or those that it
+        was made with. A name alone stands for a NewVolume of that name.
 
-        Raises InvalidNameError, UnknownOptionError (listing the known ones),
-        OptionConflictError (EEXIST) when it exists with other options, VolumeExistsError when
-        ``exclusive`` and it exists at all, VolumeNotFoundError when an option names a volume
-        that is not there.
+        Raises InvalidNameError, UnknownOptionError (listing the known ones), InvalidLabelError,
+        OptionConflictError (EEXIST) when it exists with other options, VolumeNotFoundError when
+        an option names a volume that is not there.
+        """
+        ...
+
+    def make(self, new: NewVolume | str) -> tuple[Volume, int]:
+        """Make a volume that was not there.
+
+        Returns it with an O_PATH descriptor of the data directory that was made, reachable as
+        by ``Volume.mount``; the caller has to close it. Raises VolumeExistsError when anything
+        has the name, and what ``create`` raises.
         """
         ...
 
@@ -174,4 +237,82 @@ class Driver(Protocol):
 
     def close(self) -> None:
         """Give back what the driver holds. No other call may be under way, none may follow."""
+        ...
+
+
+@runtime_checkable
+class CopyingDriver(Driver, Protocol):
+    """A driver that can copy its volumes, and make one of what somebody puts into it."""
+
+    def clone(
+        self,
+        source: str,
+        new: NewVolume | str,
+        *,
+        on_progress: Callable[[int], None] | None = None,
+        stopping: Callable[[], bool] = ...,
+    ) -> tuple[Volume, CopyReport]:
+        """Make a volume that was not there a copy of ``source``, and say how it was copied.
+
+        Its labels and options are those of the source, overlaid by those of ``new``; its owner
+        and mode are the source's where ``new`` has no options that say otherwise. ``on_progress``
+        is told now and then how many bytes were copied.
+
+        Raises VolumeNotFoundError for the source (also when it goes meanwhile), InterruptedError
+        when ``stopping()`` turns true, and what ``make`` raises. No volume is left then.
+        """
+        ...
+
+    def make_filled(self, new: NewVolume | str, fill: Fill) -> Volume:
+        """Make a volume that was not there of what ``fill`` puts into it.
+
+        The volume appears when ``fill`` has returned; what that raises leaves none. ``fill`` may
+        set the data directory's owner and mode, which options of ``new`` overrule. Raises
+        VolumeExistsError before ``fill`` is called if that is known by then, and what ``make``
+        raises.
+        """
+        ...
+
+    def frozen_copy(self, name: str) -> AbstractContextManager[tuple[int, CopyReport] | None]:
+        """Yield a descriptor of a copy that costs no space, and goes with the context.
+
+        None where the storage cannot make one, or cannot now. Raises VolumeNotFoundError.
+        """
+        ...
+
+    def tidy(self, stopping: Callable[[], bool]) -> None:
+        """Delete what was left by those who were killed amid this, until ``stopping()``."""
+        ...
+
+
+@runtime_checkable
+class RestoringDriver(Driver, Protocol):
+    """A driver that keeps what is removed for a while."""
+
+    def removed(self) -> Sequence[RemovedVolume]:
+        """Return what can be restored, newest first."""
+        ...
+
+    def restore(self, which: str, new_name: str | None = None) -> Volume:
+        """Bring a removed volume back, under its old name or ``new_name``.
+
+        ``which`` is the id of a removed volume, or a name, meaning its newest removal. Raises
+        VolumeNotFoundError when there is none, VolumeExistsError when the name is taken,
+        InvalidNameError.
+        """
+        ...
+
+    def purge(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        older_than: float | None = None,
+        stopping: Callable[[], bool] = ...,
+    ) -> Sequence[RemovedVolume]:
+        """Delete removed volumes for good and return them, oldest first.
+
+        ``ids`` are those to delete, None means all; ``older_than`` spares what was removed less
+        than so many seconds ago; nothing more is begun when ``stopping()`` turns true. Raises
+        VolumeNotFoundError, with nothing deleted, for an unknown id.
+        """
         ...

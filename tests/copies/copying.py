@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.children import needs_root
-from volfs.copies import CopyReport, copy_tree
+from volfs.copies import copy_tree
 from volfs.linux.deletion import never
+from volfs.volume import CopyReport
 
 KINDS = [
     "disk",

@@ -135,7 +135,8 @@ class Filesystem:
 
     def volume(self, name: str = "vol") -> tuple[InodeT, Path]:
         """A new volume, looked up once: its top directory's node id, and the real data path."""
-        self.store.create(name, exclusive=True)
+        _, fd = self.store.make(name)
+        os.close(fd)
         found = self.root.lookup(name.encode())
         assert found is not None
         return InodeT(found[0].node_id), Path(self.store.get(name).path)

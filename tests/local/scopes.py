@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from volfs.local import LocalDriver
-from volfs.volume import Owner
+from volfs.volume import NewVolume, Owner, Volume
 
 SOMEBODY = Owner(1000, 1000) if os.geteuid() == 0 else Owner(os.geteuid(), os.getegid(), 0o700)
 """Somebody a volume can be made for."""
@@ -15,6 +15,17 @@ SOMEBODY = Owner(1000, 1000) if os.geteuid() == 0 else Owner(os.geteuid(), os.ge
 
 class OpenDriver(Protocol):
     def __call__(self, *, keep_removed: float = 86400.0, keep_free: float = 0.0) -> LocalDriver: ...
+
+
+class Maker(Protocol):
+    def make(self, new: NewVolume | str) -> tuple[Volume, int]: ...
+
+
+def make(maker: Maker, new: NewVolume | str) -> Volume:
+    """Make a volume that was not there, for those who want no descriptor."""
+    volume, fd = maker.make(new)
+    os.close(fd)
+    return volume
 
 
 def age(scope: Path, seconds: float = 3600.0) -> None:

@@ -1,4 +1,4 @@
-"""Volumes that start as a copy of another, and snapshots of volumes."""
+"""Volumes that start as a copy of another, and frozen copies of volumes."""
 
 from __future__ import annotations
 
@@ -21,52 +21,57 @@ from volfs.errors import (
 )
 from volfs.linux.deletion import never
 from volfs.local import LocalDriver
+from volfs.volume import NewVolume
 
 pytestmark = pytest.mark.any_level
 
 
 class TestVolumes:
     def test_starts_as_a_copy(self, driver: LocalDriver) -> None:
-        source = driver.create("source", labels={"a": "b"})
+        source = driver.create(NewVolume("source", labels={"a": "b"}))
         make_tree(Path(source.path))
-        volume = driver.create("copy", {"from": "source"}, labels={"c": "d"})
+        volume = driver.create(NewVolume("copy", {"from": "source"}, labels={"c": "d"}))
         assert seen(Path(volume.path)) == seen(Path(source.path))
         assert (volume.labels, volume.options) == ({"c": "d"}, {"from": "source"})
         assert driver.get("copy").options == {"from": "source"}
 
     @needs_root
     def test_owner_and_mode_as_told_else_as_in_the_source(self, driver: LocalDriver) -> None:
-        source = driver.create("source", {"uid": "7", "gid": "8", "mode": "2750"})
+        source = driver.create(NewVolume("source", {"uid": "7", "gid": "8", "mode": "2750"}))
         (Path(source.path) / "file").touch()
-        plain = os.stat(driver.create("plain", {"from": "source"}).path)
+        plain = os.stat(driver.create(NewVolume("plain", {"from": "source"})).path)
         assert (plain.st_uid, plain.st_gid, plain.st_mode & 0o7777) == (7, 8, 0o2750)
-        told = os.stat(driver.create("told", {"from": "source", "gid": "9", "mode": "700"}).path)
+        told = os.stat(
+            driver.create(NewVolume("told", {"from": "source", "gid": "9", "mode": "700"})).path
+        )
         assert (told.st_uid, told.st_gid, told.st_mode & 0o7777) == (7, 9, 0o700)
 
     def test_again_it_is_the_one_that_is_there(self, driver: LocalDriver) -> None:
         source = driver.create("source")
         (Path(source.path) / "file").write_text("x")
-        volume = driver.create("copy", {"from": "source"})
+        volume = driver.create(NewVolume("copy", {"from": "source"}))
         driver.remove(driver.get("source"))
         (Path(volume.path) / "file").write_text("mine")
-        assert driver.create("copy", {"from": "source"}) == volume
+        assert driver.create(NewVolume("copy", {"from": "source"})) == volume
         assert driver.create("copy") == volume
         assert (Path(volume.path) / "file").read_text() == "mine"
         with pytest.raises(OptionConflictError):
-            driver.create("copy", {"from": "other"})
+            driver.create(NewVolume("copy", {"from": "other"}))
 
     def test_a_source_that_is_not_there_is_named(self, driver: LocalDriver, scope: Path) -> None:
         with pytest.raises(VolumeNotFoundError, match="'source'"):
-            driver.create("copy", {"from": "source"})
+            driver.create(NewVolume("copy", {"from": "source"}))
         with pytest.raises(VolumeNotFoundError, match="'copy'"):
-            driver.create("copy", {"from": "copy"})
+            driver.create(NewVolume("copy", {"from": "copy"}))
         assert driver.names() == []
         assert hidden_entries(scope) == []
 
     def test_a_clone_has_labels_and_options_of_its_source(self, driver: LocalDriver) -> None:
-        source = driver.create("source", {"mode": "711", "path": "native"}, labels={"a": "1"})
+        source = driver.create(
+            NewVolume("source", {"mode": "711", "path": "native"}, labels={"a": "1"})
+        )
         os.chmod(source.path, 0o710)
-        volume, report = driver.clone("source", "copy", labels={"b": "2"})
+        volume, report = driver.clone("source", NewVolume("copy", labels={"b": "2"}))
         assert report.is_point_in_time
         assert volume.labels == {"a": "1", "b": "2"}
         assert volume.options == {"mode": "711", "path": "native", "from": "source"}
@@ -74,7 +79,7 @@ class TestVolumes:
         with pytest.raises(VolumeExistsError):
             driver.clone("source", "copy")
         with pytest.raises(UnknownOptionError):
-            driver.clone("source", "other", {"color": "red"})
+            driver.clone("source", NewVolume("other", {"color": "red"}))
 
     def test_a_source_elsewhere(self, driver: LocalDriver, workspace: Path) -> None:
         """An administrator made its data path a link."""
@@ -83,12 +88,12 @@ class TestVolumes:
         (workspace / "elsewhere").mkdir()
         (workspace / "elsewhere" / "file").write_text("x")
         source.symlink_to(workspace / "elsewhere")
-        volume = driver.create("copy", {"from": "source"})
+        volume = driver.create(NewVolume("copy", {"from": "source"}))
         assert not Path(driver.scope, "volumes", "copy", "_data").is_symlink()
         assert (Path(volume.path) / "file").read_text() == "x"
         (workspace / "elsewhere").rename(workspace / "unmounted")
         with pytest.raises(VolumeNotFoundError, match="elsewhere"):
-            driver.create("other", {"from": "source"})
+            driver.create(NewVolume("other", {"from": "source"}))
 
     def test_a_source_removed_meanwhile_leaves_no_copy(
         self, driver: LocalDriver, scope: Path
@@ -176,7 +181,7 @@ class TestVolumes:
         volume, _ = driver.clone("source", "copy", stopping=stopping)
         assert seen(Path(volume.path)) == seen(Path(driver.get("source").path))
 
-    def test_a_snapshot_goes_when_it_was_used(
+    def test_a_frozen_copy_goes_when_it_was_used(
         self, filesystems: Callable[[str], Path], tmp_path: Path
     ) -> None:
         if os.geteuid() != 0:
@@ -187,9 +192,9 @@ class TestVolumes:
             source = Path(driver.create("source").path)
             make_tree(source)
             expected = seen(source)
-            with driver.snapshot("source") as snapshot:
-                assert snapshot is not None
-                data, report = snapshot
+            with driver.frozen_copy("source") as frozen:
+                assert frozen is not None
+                data, report = frozen
                 assert report.is_point_in_time
                 (source / "text").write_text("changed")
                 found = seen(Path(os.readlink(f"/proc/self/fd/{data}")))
@@ -198,8 +203,10 @@ class TestVolumes:
         finally:
             driver.close()
 
-    def test_without_reflinks_there_is_no_snapshot(self, driver: LocalDriver, scope: Path) -> None:
+    def test_without_reflinks_there_is_no_frozen_copy(
+        self, driver: LocalDriver, scope: Path
+    ) -> None:
         make_tree(Path(driver.create("source").path))
-        with driver.snapshot("source") as snapshot:
-            assert snapshot is None
+        with driver.frozen_copy("source") as frozen:
+            assert frozen is None
             assert hidden_entries(scope) == []

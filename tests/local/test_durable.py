@@ -19,6 +19,7 @@ from tests.local.scopes import SOMEBODY, OpenDriver, write
 from volfs.linux import syscalls
 from volfs.local import LocalDriver
 from volfs.local import names as naming
+from volfs.volume import NewVolume
 
 Place = tuple[int, int]
 
@@ -112,7 +113,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Disk]:
 
 
 def create(driver: LocalDriver) -> None:
-    driver.create("new", {"mode": "750"}, labels={"a": "b"}, owner=SOMEBODY)
+    driver.create(NewVolume("new", {"mode": "750"}, labels={"a": "b"}, owner=SOMEBODY))
 
 
 def find_existing(driver: LocalDriver) -> None:

@@ -18,12 +18,21 @@ from pathlib import Path
 import pytest
 
 from tests.children import Child
-from tests.local.scopes import SOMEBODY, age, contents, hidden_entries, removed_contents, write
+from tests.local.scopes import (
+    SOMEBODY,
+    age,
+    contents,
+    hidden_entries,
+    make,
+    removed_contents,
+    write,
+)
 from volfs.copies.marks import wait_a_tick
 from volfs.errors import VolumeExistsError, VolumeNotFoundError
 from volfs.linux.deletion import never
 from volfs.local import LocalDriver
 from volfs.local import names as naming
+from volfs.volume import NewVolume
 
 CHANGING = ("mkdir", "rename", "open", "write", "fsync", "fchown", "fchmod", "unlink", "rmdir")
 
@@ -51,7 +60,7 @@ def prepare(scope: Path) -> None:
     """Two volumes, one removed volume, and a directory that is no volume."""
     driver = LocalDriver(scope)
     for name in ("one", "other", "gone"):
-        write(driver.create(name, labels={"was": name}).path, name)
+        write(driver.create(NewVolume(name, labels={"was": name})).path, name)
     Path(driver.get("gone").path, "a", "b").mkdir(parents=True)
     write(driver.get("gone").path, "deep", "a/b/file")
     driver.remove(driver.get("gone"))
@@ -61,11 +70,11 @@ def prepare(scope: Path) -> None:
 
 
 def create(driver: LocalDriver) -> None:
-    driver.create("new", {"mode": "750"}, labels={"a": "b"}, owner=SOMEBODY, exclusive=True)
+    make(driver, NewVolume("new", {"mode": "750"}, labels={"a": "b"}, owner=SOMEBODY))
 
 
 def adopt(driver: LocalDriver) -> None:
-    driver.create("leftover", labels={"a": "b"}, exclusive=True)
+    make(driver, NewVolume("leftover", labels={"a": "b"}))
 
 
 def remove(driver: LocalDriver) -> None:
@@ -98,7 +107,7 @@ def purge(driver: LocalDriver) -> None:
 
 def clone(driver: LocalDriver) -> None:
     wait_a_tick()  # what was changed so lately is copied again: the changes would differ in number
-    driver.clone("one", "copy", labels={"a": "b"})
+    driver.clone("one", NewVolume("copy", labels={"a": "b"}))
 
 
 OPERATIONS = (

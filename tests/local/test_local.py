@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import NOBODY, in_namespace, needs_root, run_as
-from tests.local.scopes import OpenDriver, contents, removed_contents, write
+from tests.local.scopes import OpenDriver, contents, make, removed_contents, write
 from volfs.errors import (
     OptionConflictError,
     OutsideScopeError,
@@ -21,7 +21,7 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.local import LocalDriver
-from volfs.volume import Owner
+from volfs.volume import NewVolume, Owner
 
 
 def mode(path: str | Path) -> int:
@@ -41,7 +41,7 @@ class TestLayout:
     def test_data_and_sidecar_lie_where_docker_has_them(
         self, driver: LocalDriver, scope: Path
     ) -> None:
-        volume = driver.create("vol", {"mode": "0750"}, labels={"a": "b"})
+        volume = driver.create(NewVolume("vol", {"mode": "0750"}, labels={"a": "b"}))
         assert volume.path == f"{scope}/volumes/vol/_data"
         assert sorted(os.listdir(scope / "volumes" / "vol")) == ["_data", "volume.json"]
         record = json.loads((scope / "volumes" / "vol" / "volume.json").read_text())
@@ -57,7 +57,7 @@ class TestLayout:
     def test_a_fresh_driver_lists_what_is_there(
         self, driver: LocalDriver, open_driver: OpenDriver
     ) -> None:
-        write(driver.create("vol", labels={"a": "b"}).path, "kept")
+        write(driver.create(NewVolume("vol", labels={"a": "b"})).path, "kept")
         other = open_driver()
         assert contents(other) == {"vol": "kept"}
         assert other.get("vol").labels == {"a": "b"}
@@ -103,7 +103,7 @@ class TestLayout:
         (scope / "volumes" / "db" / "_data").mkdir(parents=True)
         assert driver.create("db").path == f"{scope}/volumes/db/_data"
         with pytest.raises(OptionConflictError, match="no options"):
-            driver.create("db", {"mode": "700"})
+            driver.create(NewVolume("db", {"mode": "700"}))
         driver.set_labels(driver.get("db"), {"a": "b"})
         volume = driver.rename(driver.get("db"), "db2")
         assert (volume.created_at, volume.labels) == (None, {"a": "b"})
@@ -124,7 +124,7 @@ class TestLayout:
         content: bytes,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        driver.create("vol", labels={"a": "b"})
+        driver.create(NewVolume("vol", labels={"a": "b"}))
         (scope / "volumes" / "vol" / "volume.json").write_bytes(content)
         volume = driver.get("vol")
         assert (volume.created_at, volume.labels, volume.options) == (None, {}, {})
@@ -149,7 +149,7 @@ class TestLayout:
         assert driver.get("vol").labels == {}
 
     def test_the_sidecar_of_a_volume_that_went_is_empty(self, driver: LocalDriver) -> None:
-        driver.create("vol", labels={"a": "b"})
+        driver.create(NewVolume("vol", labels={"a": "b"}))
         volume = driver.get("vol")
         driver.remove(volume)
         assert (volume.created_at, volume.labels, volume.options) == (None, {}, {})
@@ -162,8 +162,10 @@ class TestOwner:
         before = os.umask(umask)
         try:
             plain = driver.create("plain")
-            asked = driver.create("asked", owner=Owner(1000, 1001, 0o3775))
-            option = driver.create("option", {"mode": "1777", "uid": "7"}, owner=Owner(1, 2, 0o700))
+            asked = driver.create(NewVolume("asked", owner=Owner(1000, 1001, 0o3775)))
+            option = driver.create(
+                NewVolume("option", {"mode": "1777", "uid": "7"}, owner=Owner(1, 2, 0o700))
+            )
         finally:
             os.umask(before)
         assert mode(plain.path) == 0o755
@@ -185,8 +187,8 @@ class TestOwner:
 
     @needs_root
     def test_the_owner_is_not_an_option(self, driver: LocalDriver) -> None:
-        driver.create("vol", owner=Owner(1000, 1000, 0o700))
-        assert driver.create("vol", owner=Owner(0, 0)).options == {}
+        driver.create(NewVolume("vol", owner=Owner(1000, 1000, 0o700)))
+        assert driver.create(NewVolume("vol", owner=Owner(0, 0))).options == {}
         assert os.stat(driver.get("vol").path).st_uid == 1000
 
     @needs_root
@@ -194,10 +196,10 @@ class TestOwner:
         def attempt() -> tuple[str, list[str], list[str], list[str]]:
             driver = LocalDriver(scope)
             try:
-                driver.create("other", {"uid": "0"})
+                driver.create(NewVolume("other", {"uid": "0"}))
             except PermissionError as error:
                 refusal = str(error)
-            driver.create("vol", {"uid": str(NOBODY), "mode": "0"})
+            driver.create(NewVolume("vol", {"uid": str(NOBODY), "mode": "0"}))
             driver.remove(driver.get("vol"))
             driver.rename(driver.restore("vol"), "new")
             names = driver.names()
@@ -218,7 +220,7 @@ class TestLeftovers:
         for name in ("new", "renamed", "restored"):
             (scope / "volumes" / name).mkdir()
         assert driver.names() == []
-        driver.create("new", exclusive=True)
+        make(driver, "new")
         driver.rename(driver.create("vol"), "renamed")
         driver.remove(driver.create("vol"))
         driver.restore("vol", "restored")
@@ -231,7 +233,7 @@ class TestLeftovers:
         for name in ("new", "renamed", "restored"):
             (scope / "volumes" / name).mkdir()
             (scope / "volumes" / name / "note").write_text(name)
-        driver.create("new", exclusive=True)
+        make(driver, "new")
         driver.rename(driver.create("vol"), "renamed")
         driver.remove(driver.create("vol"))
         driver.restore("vol", "restored")
@@ -252,9 +254,10 @@ class TestLeftovers:
         else:
             path.symlink_to(scope if kind == "link" else "nowhere")
         volume = driver.create("vol")
-        for exclusive in (False, True):
-            with pytest.raises(VolumeExistsError, match="use another name"):
-                driver.create("taken", exclusive=exclusive)
+        with pytest.raises(VolumeExistsError, match="use another name"):
+            driver.create("taken")
+        with pytest.raises(VolumeExistsError, match="use another name"):
+            driver.make("taken")
         with pytest.raises(VolumeExistsError):
             driver.rename(volume, "taken")
         driver.remove(volume)
@@ -329,7 +332,7 @@ class TestLinks:
         assert driver.names() == ["vol"]
         assert driver.get("vol").path == str(elsewhere / "unmounted")
         with pytest.raises(VolumeExistsError):
-            driver.create("vol", exclusive=True)
+            make(driver, "vol")
 
 
 class TestMountPoints:

@@ -11,7 +11,14 @@ from pathlib import Path
 import pytest
 
 from tests.children import all_at_once
-from tests.local.scopes import OpenDriver, contents, hidden_entries, removed_contents, write
+from tests.local.scopes import (
+    OpenDriver,
+    contents,
+    hidden_entries,
+    make,
+    removed_contents,
+    write,
+)
 from volfs.errors import (
     OptionConflictError,
     VolumeExistsError,
@@ -19,6 +26,7 @@ from volfs.errors import (
 )
 from volfs.linux.deletion import never
 from volfs.local import LocalDriver
+from volfs.volume import NewVolume
 
 NAMES = ("a", "b", "c")
 
@@ -49,7 +57,7 @@ def churn(seed: int) -> Callable[[LocalDriver], Counter[tuple[str, str]]]:
             match chance.randrange(3):
                 case 0:
                     try:
-                        driver.create(name, labels={"by": str(seed)}, exclusive=True)
+                        make(driver, NewVolume(name, labels={"by": str(seed)}))
                         done["created", name] += 1
                     except VolumeExistsError:
                         pass
@@ -91,7 +99,8 @@ def test_all_who_create_a_name_get_the_one_volume(scope: Path, open_driver: Open
     def create(number: int) -> Callable[[LocalDriver], list[str]]:
         def run(driver: LocalDriver) -> list[str]:
             return [
-                driver.create(f"vol{i}", labels={"by": str(number)}).labels["by"] for i in range(40)
+                driver.create(NewVolume(f"vol{i}", labels={"by": str(number)})).labels["by"]
+                for i in range(40)
             ]
 
         return run
@@ -108,7 +117,7 @@ def test_two_who_want_other_options_do_not_both_get_them(
     def create(mode: str) -> Callable[[LocalDriver], list[bool]]:
         def attempt(driver: LocalDriver, name: str) -> bool:
             try:
-                return driver.create(name, {"mode": mode}).options == {"mode": mode}
+                return driver.create(NewVolume(name, {"mode": mode})).options == {"mode": mode}
             except OptionConflictError:
                 return False
 
@@ -136,7 +145,7 @@ def test_a_directory_without_data_is_adopted_by_exactly_one(
     def create(number: int) -> Callable[[LocalDriver], list[bool]]:
         def attempt(driver: LocalDriver, name: str) -> bool:
             try:
-                driver.create(name, labels={"by": str(number)}, exclusive=True)
+                make(driver, NewVolume(name, labels={"by": str(number)}))
             except VolumeExistsError:
                 return False
             return True
@@ -230,7 +239,7 @@ def test_housekeepers_do_not_disturb_each_other_or_anybody(
 
     def work(driver: LocalDriver) -> list[str]:
         for i in range(60):
-            volume = driver.create(f"vol{i % 7}", exclusive=True)
+            volume = make(driver, f"vol{i % 7}")
             Path(volume.path, "a", "b").mkdir(parents=True)
             write(volume.path, "x", "a/b/file")
             driver.remove(volume)

@@ -18,6 +18,7 @@ from tests.local.scopes import (
     age,
     contents,
     hidden_entries,
+    make,
     removed_contents,
     write,
 )
@@ -26,6 +27,7 @@ from volfs.errors import InvalidNameError, VolumeExistsError, VolumeNotFoundErro
 from volfs.linux import syscalls
 from volfs.linux.deletion import never
 from volfs.local import LocalDriver
+from volfs.volume import NewVolume
 
 
 def remove(driver: LocalDriver, name: str, text: str = "", by: str = "") -> str:
@@ -101,7 +103,7 @@ class TestRestore:
         assert contents(driver) == {"vol": "first"}
 
     def test_with_labels_options_and_time(self, driver: LocalDriver) -> None:
-        created = driver.create("vol", {"mode": "700"}, labels={"a": "b"})
+        created = driver.create(NewVolume("vol", {"mode": "700"}, labels={"a": "b"}))
         driver.remove(created)
         volume = driver.restore("vol", "new")
         assert (volume.name, volume.labels, volume.options, volume.created_at) == (
@@ -306,7 +308,7 @@ class TestHousekeeping:
         self, driver: LocalDriver, scope: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         rename_when(monkeypatch, 1, lambda: clear_all(driver, scope))
-        driver.create("vol", {"mode": "700"}, exclusive=True)
+        make(driver, NewVolume("vol", {"mode": "700"}))
         assert driver.get("vol").options == {"mode": "700"}
         assert os.listdir(scope / "trash") == []
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from tests.local.conftest import MEMORY
-from tests.local.scopes import age, contents, hidden_entries, removed_contents, write
+from tests.local.scopes import age, contents, hidden_entries, make, removed_contents, write
 from volfs.errors import VolumeExistsError, VolumeInUseError, VolumeNotFoundError
 from volfs.local import LocalDriver
 from volfs.store import VolumeStore
@@ -47,7 +47,7 @@ class Scope(RuleBasedStateMachine):
     @rule(name=names, exclusive=st.booleans())
     def create(self, name: str, exclusive: bool) -> None:
         try:
-            volume = self.store.create(name, exclusive=exclusive)
+            volume = make(self.store, name) if exclusive else self.store.create(name)
         except VolumeExistsError:
             assert exclusive
             assert name in self.volumes

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.local.scopes import contents, removed_contents, write
+from tests.local.scopes import contents, make, removed_contents, write
 from tests.words.memory import MemoryDriver
 from volfs.errors import (
     OptionConflictError,
@@ -30,7 +30,7 @@ from volfs.holder import Holder
 from volfs.linux.deletion import never
 from volfs.local import LocalDriver
 from volfs.store import DriverRegistry, References, VolumeStore
-from volfs.volume import Volume
+from volfs.volume import NewVolume, Volume
 
 DEADLINE = 20.0
 
@@ -95,7 +95,7 @@ class TestDrivers:
         with pytest.raises(OptionConflictError, match="memory"):
             store.create("vol", driver="local")
         with pytest.raises(VolumeExistsError):
-            store.create("vol", exclusive=True)
+            make(store, "vol")
         other = store.create("other", driver="local")
         with pytest.raises(VolumeExistsError):
             store.rename("other", "vol")
@@ -114,7 +114,7 @@ class TestDrivers:
         assert [volume.driver_name for volume in store.list()] == ["local"]
 
     def test_volumes_are_there_from_the_start(self, store: VolumeStore, scope: Path) -> None:
-        write(store.create("vol", labels={"a": "b"}).path, "kept")
+        write(store.create(NewVolume("vol", labels={"a": "b"})).path, "kept")
         again = VolumeStore([LocalDriver(scope)])
         assert again.get("vol").labels == {"a": "b"}
         assert again.references("vol") == frozenset()
@@ -341,7 +341,7 @@ class TestThreads:
                     volume = store.acquire(name, f"user {number}")
                 except VolumeNotFoundError:
                     with suppress(VolumeExistsError):
-                        store.create(name, exclusive=True)
+                        make(store, name)
                         created += 1
                     continue
                 if not os.path.isdir(volume.path):
@@ -418,12 +418,12 @@ def test_an_ordinary_day_is_not_worth_a_warning(
 
 class TestLabels:
     def test_what_changes_them_sees_them(self, store: VolumeStore) -> None:
-        store.create("vol", labels={"a": "1", "b": "2"})
+        store.create(NewVolume("vol", labels={"a": "1", "b": "2"}))
         changed = store.change_labels("vol", lambda labels: {**labels, "b": "3"})
         assert changed.labels == store.get("vol").labels == {"a": "1", "b": "3"}
 
     def test_a_change_that_fails_changes_nothing(self, store: VolumeStore) -> None:
-        store.create("vol", labels={"a": "1"})
+        store.create(NewVolume("vol", labels={"a": "1"}))
 
         def fail(labels: object) -> dict[str, str]:
             raise ZeroDivisionError

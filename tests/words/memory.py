@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ from volfs.errors import (
     VolumeExistsError,
     VolumeNotFoundError,
 )
-from volfs.volume import Owner, Volume, check_name
+from volfs.volume import NewVolume, Volume, check_name
 
 
 @dataclass(frozen=True)
@@ -44,36 +45,31 @@ class MemoryDriver:
         self._volumes: dict[str, MemoryVolume] = {}
         self._lock = threading.RLock()
 
-    def create(
-        self,
-        name: str,
-        options: Mapping[str, str] | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
-        owner: Owner | None = None,
-        exclusive: bool = False,
-    ) -> MemoryVolume:
-        check_name(name)
-        if unknown := set(options or {}) - {"mode"}:
-            raise UnknownOptionError(f"unknown option {min(unknown)}; the options are mode")
+    def create(self, new: NewVolume | str) -> MemoryVolume:
+        new = _checked(new)
         with self._lock:
-            volume = self._volumes.get(name)
+            volume = self._volumes.get(new.name)
             if volume is None:
-                path = tempfile.mkdtemp(dir=self._directory)
-                volume = MemoryVolume(
-                    name,
-                    self.name,
-                    path,
-                    datetime.now(UTC),
-                    dict(labels or {}),
-                    dict(options or {}),
-                )
-                self._volumes[name] = volume
-            elif exclusive:
-                raise VolumeExistsError(name)
-            elif options and options != volume.options:
-                raise OptionConflictError(name)
+                return self._made(new)
+            if new.options and new.options != volume.options:
+                raise OptionConflictError(new.name)
             return volume
+
+    def make(self, new: NewVolume | str) -> tuple[MemoryVolume, int]:
+        new = _checked(new)
+        with self._lock:
+            if new.name in self._volumes:
+                raise VolumeExistsError(new.name)
+            volume = self._made(new)
+            return volume, os.open(volume.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def _made(self, new: NewVolume) -> MemoryVolume:
+        path = tempfile.mkdtemp(dir=self._directory)
+        volume = MemoryVolume(
+            new.name, self.name, path, datetime.now(UTC), dict(new.labels), dict(new.options)
+        )
+        self._volumes[new.name] = volume
+        return volume
 
     def get(self, name: str) -> MemoryVolume:
         try:
@@ -119,3 +115,11 @@ class MemoryDriver:
 
     def close(self) -> None:
         self.closed = True
+
+
+def _checked(new: NewVolume | str) -> NewVolume:
+    new = NewVolume.of(new)
+    check_name(new.name)
+    if unknown := set(new.options) - {"mode"}:
+        raise UnknownOptionError(f"unknown option {min(unknown)}; the options are mode")
+    return new

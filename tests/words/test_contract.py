@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.local.scopes import make
 from tests.words.memory import MemoryDriver
 from volfs.errors import (
     InvalidNameError,
@@ -21,7 +22,7 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.local import LocalDriver
-from volfs.volume import Driver
+from volfs.volume import Driver, NewVolume
 
 DRIVERS: dict[str, Callable[[Path], Driver]] = {
     "local": LocalDriver,
@@ -42,7 +43,7 @@ def test_a_new_driver_has_no_volumes(driver: Driver) -> None:
 
 
 def test_a_created_volume_is_found_and_listed(driver: Driver) -> None:
-    created = driver.create("vol", labels={"app": "db"})
+    created = driver.create(NewVolume("vol", labels={"app": "db"}))
     for volume in (created, driver.get("vol"), driver.list()[0]):
         assert volume.name == "vol"
         assert volume.driver_name == driver.name
@@ -123,9 +124,9 @@ def test_an_unknown_volume_is_not_found(driver: Driver) -> None:
 
 
 def test_create_again_returns_the_volume_as_it_is(driver: Driver) -> None:
-    created = driver.create("vol", {"mode": "700"}, labels={"a": "1"})
-    for options in (None, {}, {"mode": "700"}):
-        again = driver.create("vol", options, labels={"b": "2"})
+    created = driver.create(NewVolume("vol", {"mode": "700"}, labels={"a": "1"}))
+    for options in ({}, {"mode": "700"}):
+        again = driver.create(NewVolume("vol", options, labels={"b": "2"}))
         assert again.path == created.path
         assert again.created_at == created.created_at
         assert again.options == {"mode": "700"}
@@ -133,23 +134,36 @@ def test_create_again_returns_the_volume_as_it_is(driver: Driver) -> None:
 
 
 def test_other_options_for_an_existing_volume_are_a_conflict(driver: Driver) -> None:
-    driver.create("vol", {"mode": "700"})
+    driver.create(NewVolume("vol", {"mode": "700"}))
     driver.create("plain")
     for name in ("vol", "plain"):
         with pytest.raises(OptionConflictError):
-            driver.create(name, {"mode": "711"})
+            driver.create(NewVolume(name, {"mode": "711"}))
     assert driver.get("vol").options == {"mode": "700"}
 
 
-def test_exclusive_creation_takes_no_existing_volume(driver: Driver) -> None:
-    driver.create("vol", exclusive=True)
-    with pytest.raises(VolumeExistsError):
-        driver.create("vol", exclusive=True)
+def test_make_takes_no_existing_volume(driver: Driver) -> None:
+    make(driver, "vol")
+    for new in ("vol", NewVolume("vol"), NewVolume("vol", {"mode": "700"})):
+        with pytest.raises(VolumeExistsError):
+            driver.make(new)
+
+
+def test_make_hands_back_what_it_made(driver: Driver) -> None:
+    volume, fd = driver.make(NewVolume("vol", {"mode": "711"}, {"a": "b"}))
+    try:
+        assert (volume.options, volume.labels) == ({"mode": "711"}, {"a": "b"})
+        assert volume.path == driver.get("vol").path
+        assert os.path.samestat(os.fstat(fd), os.stat(volume.mount()))
+        with pytest.raises(OSError, match="descriptor"):
+            os.listdir(fd)  # O_PATH: whoever wants to read asks for that
+    finally:
+        os.close(fd)
 
 
 def test_an_unknown_option_is_named_with_the_known_ones(driver: Driver) -> None:
     with pytest.raises(UnknownOptionError, match=r"size.*mode"):
-        driver.create("vol", {"size": "1G"})
+        driver.create(NewVolume("vol", {"size": "1G"}))
     assert list(driver.names()) == []
 
 
@@ -157,11 +171,11 @@ def test_a_removed_name_makes_a_new_empty_volume(driver: Driver) -> None:
     Path(driver.create("vol").path, "file").write_text("old")
     driver.remove(driver.get("vol"), by="somebody")
     assert list(driver.names()) == []
-    assert os.listdir(driver.create("vol", exclusive=True).path) == []
+    assert os.listdir(make(driver, "vol").path) == []
 
 
 def test_rename_keeps_everything_but_the_name(driver: Driver) -> None:
-    volume = driver.create("old", {"mode": "750"}, labels={"a": "1"})
+    volume = driver.create(NewVolume("old", {"mode": "750"}, labels={"a": "1"}))
     Path(volume.path, "file").write_text("kept")
     renamed = driver.rename(volume, "new")
     assert list(driver.names()) == ["new"]
@@ -188,7 +202,7 @@ def test_rename_does_not_replace_a_volume(driver: Driver) -> None:
 
 def test_exchange_swaps_data_and_labels(driver: Driver) -> None:
     for name in ("one", "other"):
-        Path(driver.create(name, labels={"was": name}).path, "file").write_text(name)
+        Path(driver.create(NewVolume(name, labels={"was": name})).path, "file").write_text(name)
     driver.exchange(driver.get("one"), driver.get("other"))
     for name, was in (("one", "other"), ("other", "one")):
         volume = driver.get(name)
@@ -197,13 +211,13 @@ def test_exchange_swaps_data_and_labels(driver: Driver) -> None:
 
 
 def test_exchange_with_itself_changes_nothing(driver: Driver) -> None:
-    volume = driver.create("vol", labels={"a": "1"})
+    volume = driver.create(NewVolume("vol", labels={"a": "1"}))
     driver.exchange(volume, volume)
     assert driver.get("vol").labels == {"a": "1"}
 
 
 def test_labels_are_replaced_as_a_whole(driver: Driver) -> None:
-    volume = driver.create("vol", {"mode": "750"}, labels={"a": "1", "b": "2"})
+    volume = driver.create(NewVolume("vol", {"mode": "750"}, labels={"a": "1", "b": "2"}))
     changed = driver.set_labels(volume, {"b": "3", "ü": ""})
     for seen in (changed, driver.get("vol")):
         assert seen.labels == {"b": "3", "ü": ""}
@@ -218,7 +232,7 @@ def test_of_many_who_want_one_name_exactly_one_makes_it(driver: Driver) -> None:
     def create(number: int) -> bool:
         start.wait()
         try:
-            driver.create(f"vol{number // crowd}", exclusive=True)
+            make(driver, f"vol{number // crowd}")
         except VolumeExistsError:
             return False
         return True

@@ -19,12 +19,14 @@ from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.volumes import describe, key_values, label_option
 
 if TYPE_CHECKING:
-    from volfs.copies import CopyReport
-    from volfs.local import LocalDriver
+    from volfs.store import VolumeStore
+    from volfs.volume import CopyReport
 
 _CHANGED = 1
 """What export ends with when the archive is not of one point in time, as tar(1) does."""
 _TOLD = 5
+_TIDY = 2.0
+"""Seconds spent on what others left."""
 
 create_option = click.option(
     "--opt",
@@ -61,12 +63,13 @@ def clone(
     is of one point in time, also while SRC is used; where SRC is changed faster than it can be
     copied, a warning says so.
     """
-    tags, wanted = key_values(labels, "--label"), key_values(options, "--opt")
+    from volfs.volume import NewVolume
+
+    new = NewVolume(name, key_values(options, "--opt"), key_values(labels, "--label"))
     with open_scope(scope) as opened, cleaning_up():
-        driver = opened.driver
-        path = driver.get(source).path
+        path = opened.store.get(source).path
         with Meter(f"copying {source}", lambda: _space(path)) as meter:
-            volume, report = driver.clone(source, name, wanted, labels=tags, on_progress=meter)
+            volume, report = opened.store.clone(source, new, on_progress=meter)
         if as_json:
             print_json(describe(volume) | {"copied": _describe_copy(report)})
         else:
@@ -74,7 +77,7 @@ def clone(
             click.echo(printable(f"{name} is a copy of {source} ({how})"))
         if not report.is_point_in_time:
             _warn("copied", "the copy", source, report.changed, report.examples)
-        _tidy(driver)
+        _tidy(opened.store)
 
 
 @click.command()
@@ -102,23 +105,18 @@ def export(scope: str | None, output: str | None, name: str) -> int:
     from volfs.copies.archive import pack
 
     with open_scope(scope) as opened, cleaning_up():
-        driver = opened.driver
-        path = driver.get(name).path
+        path = opened.store.get(name).path
         with (
             Meter(f"exporting {name}", lambda: _space(path)) as meter,
             _written(output) as out,
-            driver.snapshot(name) as snapshot,
+            opened.store.reading(name) as (data, report),
         ):
-            if snapshot is not None:
-                data, report = snapshot
-                packed = pack(data, out, on_progress=meter)
+            packed = pack(data, out, live=report is None, on_progress=meter)
+            changed, examples = packed.changed, packed.examples
+            if report is not None:
                 changed, examples = report.changed, report.examples
-            else:
-                with _opened(driver, name) as data:
-                    packed = pack(data, out, live=True, on_progress=meter)
-                changed, examples = packed.changed, packed.examples
         _pass_on(packed.complaints)
-        _tidy(driver)
+        _tidy(opened.store)
     if changed:
         _warn("read", "the archive", name, changed, examples)
         return _CHANGED
@@ -150,12 +148,13 @@ def import_(
     is there: an archive that is cut short, or an interruption, leaves none. Owners are the
     archive's numbers when root does this, else everything is yours.
     """
-    tags, wanted = key_values(labels, "--label"), key_values(options, "--opt")
+    wanted, tags = key_values(options, "--opt"), key_values(labels, "--label")
     if input_file == "-":
         input_file = None
     if input_file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise click.UsageError("an archive does not come from a terminal; use < or --input")
     from volfs.copies.archive import unpack
+    from volfs.volume import NewVolume
 
     complaints: tuple[str, ...] = ()
     with _read(input_file) as source, open_scope(scope, make=True) as opened, cleaning_up():
@@ -169,13 +168,13 @@ def import_(
                 nonlocal complaints
                 complaints = unpack(source, data, on_progress=progress)
 
-            volume = opened.driver.create_filled(name, fill, wanted, labels=tags)
+            volume = opened.store.make_filled(NewVolume(name, wanted, tags), fill)
         _pass_on(complaints)
         if as_json:
             print_json(describe(volume))
         else:
             click.echo(printable(name))
-        _tidy(opened.driver)
+        _tidy(opened.store)
 
 
 def _describe_copy(report: CopyReport) -> dict[str, object]:
@@ -208,21 +207,12 @@ def _space(path: str) -> int:
     return measure(path).size
 
 
-def _tidy(driver: LocalDriver) -> None:
+def _tidy(store: VolumeStore) -> None:
     """Take away what those before us left who were killed, but not for long."""
-    from volfs.local.staging import after
+    from volfs.linux.deletion import after
 
     with suppress(OSError):
-        driver.trash.tidy(after(2.0))
-
-
-@contextmanager
-def _opened(driver: LocalDriver, name: str) -> Iterator[int]:
-    fd = driver.open_data(name)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
+        store.tidy(after(_TIDY))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from volfs.cli.output import (
     size,
     users,
 )
-from volfs.cli.scope import OpenScope, open_scope, scope_option
+from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.space import by_size, measured, space_cell, space_fields
 from volfs.cli.volumes import describe, for_each
 from volfs.errors import VolfsError, VolumeNotFoundError
@@ -30,6 +30,7 @@ from volfs.errors import VolfsError, VolumeNotFoundError
 if TYPE_CHECKING:
     from volfs.cli.measuring import Space
     from volfs.holder import Holder
+    from volfs.store import OpenScope
     from volfs.volume import Volume
 
 _SORTS = ("name", "created", "size")
@@ -201,7 +202,7 @@ def print_volumes(found: Iterable[Listed], *, with_size: bool, with_users: bool)
 
 
 def _list_removed(opened: OpenScope, *, reverse: bool, quiet: bool, as_json: bool) -> None:
-    entries = opened.driver.trash.list()
+    entries = opened.store.removed()
     if reverse:
         entries.reverse()
     if as_json:

@@ -36,7 +36,7 @@ def restore(scope: str | None, new_name: str | None, as_json: bool, which: str) 
     Refused when a volume of that name exists: use --as.
     """
     with open_scope(scope) as opened:
-        volume = opened.driver.restore(which, new_name)
+        volume = opened.store.restore(which, new_name)
         if as_json:
             print_json(describe(volume))
         else:
@@ -70,15 +70,14 @@ def purge(scope: str | None, yes: bool, older_than: float | None, as_json: bool)
     Volumes that are there are never touched: to remove those that nobody uses, see volfs prune.
     """
     with open_scope(scope) as opened:
-        trash = opened.driver.trash
         if yes:
-            purged = trash.purge(older_than=older_than)
+            purged = opened.store.purge(older_than=older_than)
         else:
             from datetime import UTC, datetime
 
             entries = [
                 entry
-                for entry in trash.list()
+                for entry in opened.store.removed()
                 if older_than is None
                 or (datetime.now(UTC) - entry.removed_at).total_seconds() > older_than
             ]
@@ -91,7 +90,7 @@ def purge(scope: str | None, yes: bool, older_than: float | None, as_json: bool)
                 )
                 click.confirm(f"Delete these {len(entries)} for good?", abort=True)
             # What somebody else removes meanwhile was not shown, so it stays.
-            purged = trash.purge([entry.id for entry in entries])
+            purged = opened.store.purge([entry.id for entry in entries])
         if as_json:
             print_json([asdict(e) | {"removed_at": iso(e.removed_at)} for e in purged])
             return

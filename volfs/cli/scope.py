@@ -6,7 +6,6 @@ import os
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +14,7 @@ import click
 from volfs.errors import ScopeError
 
 if TYPE_CHECKING:
-    from volfs.local import LocalDriver
-    from volfs.store import Scan, VolumeStore
+    from volfs.store import OpenScope
 
 scope_option = click.option(
     "--scope",
@@ -44,25 +42,13 @@ def given_scope() -> str:
     return f"--scope {shlex.quote(context.params['scope'])} "
 
 
-@dataclass(frozen=True, slots=True)
-class OpenScope:
-    """A scope at work: the store, its local driver, and one look at who uses what."""
-
-    path: str
-    store: VolumeStore
-    driver: LocalDriver
-    scan: Scan
-
-
 @contextmanager
 def open_scope(scope: str | None, *, make: bool = False) -> Iterator[OpenScope]:
     """Open a scope for one command. ``make`` allows to make it where there is none yet.
 
-    The store's holders are the mounts of every namespace and the files open through a tree,
-    as they were when first asked for. Raises ScopeError.
+    Who uses its volumes is looked for once. Raises ScopeError.
     """
-    from volfs.local import LocalDriver
-    from volfs.store import References, Scan, VolumeStore
+    from volfs import store
 
     path = scope or default_scope()
     if not make and not Path(path, "volumes").is_dir():
@@ -70,12 +56,5 @@ def open_scope(scope: str | None, *, make: bool = False) -> Iterator[OpenScope]:
             f"there are no volumes in {path} yet: "
             f"`volfs create --scope {path} NAME` makes the first, or name another --scope"
         )
-    driver = LocalDriver(path)
-    store = VolumeStore([driver], references=References(driver.scope))
-    scan = Scan(driver.scope)
-    store.add_holder_source(scan.mount_holders)
-    store.add_holder_source(scan.open_holders)
-    try:
-        yield OpenScope(driver.scope, store, driver, scan)
-    finally:
-        store.close()
+    with store.open_scope(path, once=True) as opened:
+        yield opened

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,6 @@ from volfs.errors import PluginError, VolfsError
 
 if TYPE_CHECKING:
     from volfs.cli.options import MountRequest
-    from volfs.local import LocalDriver
-    from volfs.store import VolumeStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +55,23 @@ def serve_tree(
 
     from volfs.fs.mount.checks import check
     from volfs.fs.mount.serving import serve as serve_mount
+    from volfs.store import open_scope
 
     check(scope, mountpoint, request.options)
-    with _opened(scope, request.keep_removed) as (store, driver):
+    # The tree knows by itself what is open in it.
+    with open_scope(scope, keep_removed=request.keep_removed, open_files=False) as opened:
         plugin = None
         if request.plugin:
             from volfs.docker.places import Places
             from volfs.docker.server import serve
 
-            places = Places(driver.scope, os.path.realpath(mountpoint))
+            places = Places(opened.path, os.path.realpath(mountpoint))
             socket = request.plugin_socket or default_socket()
-            plugin = partial(serve, store, places, socket)
+            plugin = partial(serve, opened.store, places, socket)
         try:
-            trio.run(serve_mount, store, driver.scope, mountpoint, request.options, ready, plugin)
+            trio.run(
+                serve_mount, opened.store, opened.path, mountpoint, request.options, ready, plugin
+            )
         except BaseExceptionGroup as group:
             raise _only(group) from None
 
@@ -84,33 +85,17 @@ def serve_plugin(request: PluginRequest, ready: Callable[[], None]) -> None:
 
     from volfs.docker.places import Places
     from volfs.docker.server import serve_alone
-    from volfs.store import open_holders
+    from volfs.store import open_scope
 
     keep = request.keep_removed
-    with _opened(request.scope, keep or 0.0) as (store, driver):
-        # A tree of another process knows what is open in it, but this one has to look.
-        store.add_holder_source(lambda volume: open_holders(volume, driver.scope))
+    with open_scope(request.scope, keep_removed=keep or 0.0) as opened:
         mountpoint = request.mountpoint and os.path.realpath(request.mountpoint)
-        places = Places(driver.scope, mountpoint, native=request.native)
+        places = Places(opened.path, mountpoint, native=request.native)
         alone = partial(serve_alone, housekeeping=keep is not None)
         try:
-            trio.run(alone, store, places, request.socket, ready)
+            trio.run(alone, opened.store, places, request.socket, ready)
         except BaseExceptionGroup as group:
             raise _only(group) from None
-
-
-@contextmanager
-def _opened(scope: str, keep_removed: float) -> Iterator[tuple[VolumeStore, LocalDriver]]:
-    from volfs.local import LocalDriver
-    from volfs.store import References, VolumeStore, mount_holders
-
-    driver = LocalDriver(scope, keep_removed=keep_removed)
-    store = VolumeStore([driver], references=References(driver.scope))
-    try:
-        store.add_holder_source(lambda volume: mount_holders(volume, driver.scope))
-        yield store, driver
-    finally:
-        store.close()
 
 
 def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:

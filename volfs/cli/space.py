@@ -42,7 +42,7 @@ def df(scope: str | None, as_json: bool) -> None:
     at every file, so it may take a while. What is removed takes its space until it is purged.
     """
     with open_scope(scope) as opened:
-        volumes, entries = opened.store.list(), opened.driver.trash.list()
+        volumes, entries = opened.store.list(), opened.store.removed()
         # Within an entry of the trash a data path that is a link stays a link.
         spaces = measured(
             [(volume.name, volume.path) for volume in volumes]

@@ -59,12 +59,14 @@ def create(
     Makes the scope as well when there is none yet. A volume that exists already is left as it
     is, which is success unless it was made with other options. Prints the names.
     """
+    from volfs.volume import NewVolume
+
     wanted, tags = key_values(options, "--opt"), key_values(labels, "--label")
     made: list[Volume] = []
     with open_scope(scope, make=True) as opened:
 
         def one(name: str) -> None:
-            made.append(opened.store.create(name, wanted or None, labels=tags or None))
+            made.append(opened.store.create(NewVolume(name, wanted, tags)))
             if not as_json:
                 click.echo(printable(name))
 

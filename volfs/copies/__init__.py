@@ -6,6 +6,6 @@ imported by those who pack and unpack only.
 """
 
 from volfs.copies.file import NoReflinksError
-from volfs.copies.tree import CopyReport, copy_tree
+from volfs.copies.tree import copy_tree
 
-__all__ = ["CopyReport", "NoReflinksError", "copy_tree"]
+__all__ = ["NoReflinksError", "copy_tree"]

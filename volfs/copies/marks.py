@@ -6,7 +6,7 @@ of the one walk to the beginning of the other.
 
 A change can hide in the granularity of change times, which were those of the clock's ticks
 before Linux 6.13: a mark taken within that time of a change is not trusted. What else is not
-seen: writes through mappings to pages that were dirty already (see duplicate.settle), on
+seen: writes through mappings to pages that were dirty already (see file.settle), on
 filesystems that never write back (tmpfs), or by other hosts on network filesystems whose clocks
 or caches differ; direct writes that are under way for longer than a tick. After a change of the
 clock backwards, a time can recur.
@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from volfs.linux.deletion import never
 from volfs.linux.syscalls import syncfs
-from volfs.linux.walking import Level, LostError, Walk
+from volfs.linux.walking import LostError, Step, Walk
 
 ROUNDS = 6
 """Walks through a tree before those that change it have won."""
@@ -106,19 +106,19 @@ class Watch:
 
 
 class _Watcher(MarkedWalk):
-    def arrive(self, parent: Level | None, level: Level) -> None:
-        self._see(level.status, level.name)
+    def arrive(self, parent: Step | None, step: Step) -> None:
+        self._see(step.status, step.name)
 
-    def meet(self, level: Level, entry: os.DirEntry[str]) -> None:
+    def meet(self, step: Step, entry: os.DirEntry[str]) -> None:
         try:
             self._see(entry.stat(follow_symlinks=False), entry.name)
         except FileNotFoundError:
             self.changes.add(self, entry.name)
 
-    def leave(self, level: Level) -> None:
+    def leave(self, step: Step) -> None:
         pass
 
-    def miss(self, level: Level, name: str, covered: bool) -> None:
+    def miss(self, step: Step, name: str, covered: bool) -> None:
         if not covered:
             self.changes.add(self, name)
 

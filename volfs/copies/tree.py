@@ -6,7 +6,7 @@ inode was as it had been copied, from before the copying ended until after the w
 copy is the state of any moment between the two. Where changes are still found after some
 rounds, they are reported. With reflinks each file is copied in one step, so the window is small.
 
-What a program has not yet written is no part of it; what else is not seen: see watching.
+What a program has not yet written is no part of it; what else is not seen: see marks.
 """
 
 from __future__ import annotations
@@ -17,41 +17,14 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 
 from volfs.copies.file import Duplicator, attributes, settle
 from volfs.copies.marks import ROUNDS, MarkedWalk, wait_a_tick
 from volfs.linux.deletion import never
 from volfs.linux.durable import DIRECTORY, NO_ENTRY, scanned
 from volfs.linux.syscalls import syncfs
-from volfs.linux.walking import Level, open_beneath
-
-
-@dataclass(frozen=True, slots=True)
-class CopyReport:
-    """How a copy was made.
-
-    ``changed`` is how many files and directories were changed by others while they were
-    copied, of which ``examples`` names some: 0 when the copy is of one point in time.
-    ``cloned`` files share their data with the source (reflinks), ``copied`` ones do not; empty
-    ones are in neither. ``size`` is the bytes on disk that those had.
-    """
-
-    changed: int
-    examples: tuple[str, ...]
-    cloned: int
-    copied: int
-    size: int
-
-    @property
-    def is_point_in_time(self) -> bool:
-        """Whether the copy is what the source was at one moment."""
-        return self.changed == 0
-
-    @property
-    def is_reflinked(self) -> bool:
-        """Whether all data is shared with the source."""
-        return self.cloned > 0 and self.copied == 0
+from volfs.linux.walking import Step, open_beneath
+from volfs.volume import CopyReport
 
 
 def copy_tree(
@@ -126,23 +99,23 @@ class _Copier(MarkedWalk):
 
     # Directories
 
-    def arrive(self, parent: Level | None, level: Level) -> None:
+    def arrive(self, parent: Step | None, step: Step) -> None:
         fresh = False
         if parent is None:
-            level.dst = os.open(".", DIRECTORY, dir_fd=self._dst)
+            step.dst = os.open(".", DIRECTORY, dir_fd=self._dst)
         else:
-            level.dst, fresh = self._directory(level.name, parent)
-        status = os.fstat(level.dst)
-        level.known = self.is_known(level.status, status.st_ino)
-        if not level.known:
-            level.names = None if fresh else set()
-            self.changes.add(self, level.name)
+            step.dst, fresh = self._directory(step.name, parent)
+        status = os.fstat(step.dst)
+        step.known = self.is_known(step.status, status.st_ino)
+        if not step.known:
+            step.names = None if fresh else set()
+            self.changes.add(self, step.name)
         # Root passes all permission checks. An owner passes only those that the mode grants.
         if os.geteuid() != 0 and status.st_mode & 0o700 != 0o700:
-            os.fchmod(level.dst, 0o700)
-            level.touched = True
+            os.fchmod(step.dst, 0o700)
+            step.touched = True
 
-    def _directory(self, name: str, parent: Level) -> tuple[int, bool]:
+    def _directory(self, name: str, parent: Step) -> tuple[int, bool]:
         """Open the copy of a directory, and return whether it was made for that."""
         try:
             try:
@@ -158,29 +131,29 @@ class _Copier(MarkedWalk):
         os.mkdir(name, 0o700, dir_fd=parent.dst)
         return os.open(name, DIRECTORY, dir_fd=parent.dst), True
 
-    def leave(self, level: Level) -> None:
-        if level.names is not None:
-            with scanned(level.dst) as entries:
-                surplus = [entry.name for entry in entries if entry.name not in level.names]
+    def leave(self, step: Step) -> None:
+        if step.names is not None:
+            with scanned(step.dst) as entries:
+                surplus = [entry.name for entry in entries if entry.name not in step.names]
             for name in surplus:
-                self._clear(name, level)
-        if level.touched or not level.known:
-            copy = attributes(level.src, level.status, level.dst)
-            if not level.known:
-                self.know(level.status, level.taken, copy)
+                self._clear(name, step)
+        if step.touched or not step.known:
+            copy = attributes(step.src, step.status, step.dst)
+            if not step.known:
+                self.know(step.status, step.taken, copy)
 
-    def miss(self, level: Level, name: str, covered: bool) -> None:
+    def miss(self, step: Step, name: str, covered: bool) -> None:
         if not covered:
             self.changes.add(self, name)
             return
         with suppress(FileExistsError):
-            os.mkdir(name, 0o755, dir_fd=level.dst)
-            level.touched = True
+            os.mkdir(name, 0o755, dir_fd=step.dst)
+            step.touched = True
 
-    def _clear(self, name: str, level: Level) -> None:
+    def _clear(self, name: str, step: Step) -> None:
         """Make way in a copy of a directory."""
-        level.touched = True
-        self._put_aside(name, level.dst)
+        step.touched = True
+        self._put_aside(name, step.dst)
 
     def _put_aside(self, name: str, dir_fd: int) -> None:
         """Move whatever has a name to the scratch directory.
@@ -206,13 +179,13 @@ class _Copier(MarkedWalk):
 
     # All else
 
-    def meet(self, level: Level, entry: os.DirEntry[str]) -> None:
+    def meet(self, step: Step, entry: os.DirEntry[str]) -> None:
         name = entry.name
         try:
             status = entry.stat(follow_symlinks=False)
-            if self.is_known(status, _inode(name, level.dst)):
+            if self.is_known(status, _inode(name, step.dst)):
                 return
-            fd = open_beneath(level.src, name, os.O_PATH)
+            fd = open_beneath(step.src, name, os.O_PATH)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 self.changes.add(self, name)
@@ -222,22 +195,22 @@ class _Copier(MarkedWalk):
         with closing(fd):
             self.changes.add(self, name)
             if not stat.S_ISDIR(os.fstat(fd).st_mode):  # by now
-                self._copy(name, fd, level)
+                self._copy(name, fd, step)
 
-    def _copy(self, name: str, fd: int, level: Level) -> None:
+    def _copy(self, name: str, fd: int, step: Step) -> None:
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
-            self._place(name, fd, status, level)
+            self._place(name, fd, status, step)
             return
         with closing(_reopened(fd)) as src:
             settle(src)
-            self._place(name, src, os.fstat(src), level)
+            self._place(name, src, os.fstat(src), step)
 
-    def _place(self, name: str, src: int, status: os.stat_result, level: Level) -> None:
+    def _place(self, name: str, src: int, status: os.stat_result, step: Step) -> None:
         taken = time.time_ns()
-        self._clear(name, level)
+        self._clear(name, step)
         if status.st_nlink < 2:
-            self._make(name, level.dst, src, status, taken)
+            self._make(name, step.dst, src, status, taken)
             return
         home = f"{status.st_dev:x}-{status.st_ino:x}"
         if not self.is_known(status, _inode(home, self._scratch)):
@@ -248,14 +221,14 @@ class _Copier(MarkedWalk):
                 home,
                 name,
                 src_dir_fd=self._scratch,
-                dst_dir_fd=level.dst,
+                dst_dir_fd=step.dst,
                 follow_symlinks=False,
             )
         except OSError as error:
             if error.errno != errno.EMLINK:
                 raise
             # The source has as many names as there can be: ours in the scratch is one too many.
-            os.rename(home, name, src_dir_fd=self._scratch, dst_dir_fd=level.dst)
+            os.rename(home, name, src_dir_fd=self._scratch, dst_dir_fd=step.dst)
 
     def _make(self, name: str, dir_fd: int, src: int, status: os.stat_result, taken: int) -> None:
         kind = stat.S_IFMT(status.st_mode)

@@ -24,7 +24,7 @@ from volfs.errors import (
 )
 from volfs.linux.identity import Identity, KeepingSetgid
 from volfs.store import VolumeStore
-from volfs.volume import Owner, Volume, check_name
+from volfs.volume import NewVolume, Owner, Volume, check_name
 
 T = TypeVar("T")
 
@@ -101,21 +101,22 @@ class VolumePlugin:
                 labels[key.removeprefix(LABEL)] = value
             else:
                 options[key] = value
-        await self._change(partial(self._create, request.name, options, labels))
-        return {}
-
-    def _create(self, name: str, options: dict[str, str], labels: dict[str, str]) -> None:
         # As with Docker's local driver; a daemon of another user can give nothing away.
         owner = Owner(os.geteuid(), os.getegid(), 0o755)
+        await self._change(partial(self._create, NewVolume(request.name, options, labels, owner)))
+        return {}
+
+    def _create(self, new: NewVolume) -> None:
         try:
-            volume = self._store.create(name, options, labels=labels, owner=owner)
+            volume = self._store.create(new)
         except UnknownOptionError as error:
             raise _with_labels(error) from None
-        if labels and (dict(volume.labels) != labels or (volume.options and not options)):
+        labels = new.labels
+        if labels and (dict(volume.labels) != labels or (volume.options and not new.options)):
             made_with = [f"{key}={value}" for key, value in volume.options.items()]
             made_with += [f"{LABEL}{key}={value}" for key, value in volume.labels.items()]
             raise OptionConflictError(
-                f"volume {name!r} exists and has {', '.join(made_with) or 'no options'}; "
+                f"volume {new.name!r} exists and has {', '.join(made_with) or 'no options'}; "
                 "remove it first, or leave the options out"
             )
 

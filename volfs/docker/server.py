@@ -6,6 +6,7 @@ import logging
 import resource
 import signal
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import cast
 
 import trio
@@ -18,6 +19,7 @@ from volfs.docker.listener import Listener
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
 from volfs.store import VolumeStore
+from volfs.store.housekeeping import housekeep
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +27,6 @@ _GRACE = 5.0
 """Seconds for requests under way to be answered when the server ends."""
 
 _RETRY = 0.1
-_HOUSEKEEPING_INTERVAL = 60.0
 
 
 async def serve(
@@ -100,7 +101,7 @@ async def serve_alone(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_upon, signals, stop)
             if housekeeping:
-                nursery.start_soon(_housekeep, store, stop)
+                nursery.start_soon(partial(housekeep, store, stop.is_set, wait=stop.wait))
             await nursery.start(serve, store, places, socket_path, stop)
             log.info("serving the plugin at %s", socket_path)
             ready()
@@ -111,13 +112,3 @@ async def _stop_upon(signals: AsyncIterator[int], stop: trio.Event) -> None:
     number = await anext(signals)
     log.info("ending upon %s", signal.Signals(number).name)
     stop.set()
-
-
-async def _housekeep(store: VolumeStore, stop: trio.Event) -> None:
-    while not stop.is_set():
-        try:
-            await trio.to_thread.run_sync(store.housekeep, stop.is_set)
-        except Exception:
-            log.exception("housekeeping failed; it is tried again")
-        with trio.move_on_after(_HOUSEKEEPING_INTERVAL):
-            await stop.wait()

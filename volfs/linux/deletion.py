@@ -15,6 +15,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import time
 from collections.abc import Callable
 
 from volfs.linux.durable import DIRECTORY, opened, scanned
@@ -29,6 +30,12 @@ _TRIES = 16
 def never() -> bool:
     """The ``stopping`` of those who are in no hurry."""
     return False
+
+
+def after(seconds: float) -> Callable[[], bool]:
+    """Return a ``stopping`` for those who have only so many seconds."""
+    end = time.monotonic() + seconds
+    return lambda: time.monotonic() > end
 
 
 def delete_tree(name: str, *, dir_fd: int, stopping: Callable[[], bool]) -> bool:

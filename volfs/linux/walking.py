@@ -1,6 +1,6 @@
 """Walking through a directory tree by descriptor and name, however deep or restless it is.
 
-Only the last levels of the way down are kept open; the others are found again through ``..``
+Only the last steps of the way down are kept open; the others are found again through ``..``
 and known by their inode numbers. So depth costs neither descriptors nor recursion, and nobody
 who moves directories about meanwhile can lead the walk out of the tree.
 """
@@ -18,7 +18,7 @@ from volfs.linux.durable import DIRECTORY, NO_ENTRY
 from volfs.linux.syscalls import RESOLVE_NO_XDEV, openat2, os_error
 
 _KEPT_OPEN = 24
-"""Levels whose descriptors are kept, beside the first."""
+"""Steps whose descriptors are kept, beside the first."""
 _NO_OPENAT2 = frozenset((errno.ENOSYS, errno.EPERM))  # EPERM: a seccomp filter that is older
 
 
@@ -26,7 +26,7 @@ class LostError(Exception):
     """A directory was moved away while the walk was below it."""
 
 
-class Level:
+class Step:
     """A directory on the way from the top to where the walk is."""
 
     __slots__ = ("below", "dst", "known", "name", "names", "src", "status", "taken", "touched")
@@ -59,7 +59,7 @@ class Walk(ABC):
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         self._stopping = stopping
-        self._levels: list[Level] = []
+        self._steps: list[Step] = []
 
     def walk(self, top: int) -> None:
         """Walk through the directory ``top``, which stays open.
@@ -70,10 +70,10 @@ class Walk(ABC):
         try:
             # Not a duplicate: the position of reading is shared between those.
             self._down("", _open_quietly(top, "."), None)
-            while self._levels:
-                level = self._levels[-1]
-                if level.below:
-                    self._enter(level, level.below.pop())
+            while self._steps:
+                step = self._steps[-1]
+                if step.below:
+                    self._enter(step, step.below.pop())
                 else:
                     self._up()
         except OSError as error:
@@ -81,29 +81,29 @@ class Walk(ABC):
                 raise
             raise OSError(error.errno, error.strerror, self.place(error.filename)) from error
         finally:
-            for level in self._levels:
-                _close(level)
-            self._levels.clear()
+            for step in self._steps:
+                _close(step)
+            self._steps.clear()
 
     @abstractmethod
-    def arrive(self, parent: Level | None, level: Level) -> None:
+    def arrive(self, parent: Step | None, step: Step) -> None:
         """A directory is about to be listed. May set ``dst``, and ``names`` to a set."""
 
     @abstractmethod
-    def meet(self, level: Level, entry: os.DirEntry[str]) -> None:
+    def meet(self, step: Step, entry: os.DirEntry[str]) -> None:
         """There is something in a directory that is no directory."""
 
     @abstractmethod
-    def leave(self, level: Level) -> None:
+    def leave(self, step: Step) -> None:
         """All in a directory was met, and all below it."""
 
     @abstractmethod
-    def miss(self, level: Level, name: str, covered: bool) -> None:
+    def miss(self, step: Step, name: str, covered: bool) -> None:
         """A directory cannot be entered: it is gone, or ``covered`` by a mount."""
 
     def place(self, name: object = None) -> str:
         """Return where the walk is, or a name there, for people to read."""
-        names = [level.name for level in self._levels[1:]]
+        names = [step.name for step in self._steps[1:]]
         if isinstance(name, bytes):
             name = os.fsdecode(name)
         if isinstance(name, str) and not name.startswith("/"):
@@ -115,7 +115,7 @@ class Walk(ABC):
         if self._stopping():
             raise InterruptedError(errno.EINTR, os.strerror(errno.EINTR))
 
-    def _enter(self, parent: Level, name: str) -> None:
+    def _enter(self, parent: Step, name: str) -> None:
         try:
             fd = _open_quietly(parent.src, name)
         except OSError as error:
@@ -125,41 +125,41 @@ class Walk(ABC):
             raise OSError(error.errno, error.strerror, name) from None
         self._down(name, fd, parent)
 
-    def _down(self, name: str, fd: int, parent: Level | None) -> None:
-        level = Level(name, fd, os.fstat(fd))
+    def _down(self, name: str, fd: int, parent: Step | None) -> None:
+        step = Step(name, fd, os.fstat(fd))
         try:
-            self.arrive(parent, level)
+            self.arrive(parent, step)
         except BaseException:
-            _close(level)
+            _close(step)
             raise
-        self._levels.append(level)
-        if len(self._levels) > _KEPT_OPEN + 1:
-            _close(self._levels[-_KEPT_OPEN - 1])
+        self._steps.append(step)
+        if len(self._steps) > _KEPT_OPEN + 1:
+            _close(self._steps[-_KEPT_OPEN - 1])
         with os.scandir(fd) as entries:
             for entry in entries:
                 self.tick()
-                if level.names is not None:
-                    level.names.add(entry.name)
+                if step.names is not None:
+                    step.names.add(entry.name)
                 if entry.is_dir(follow_symlinks=False):
-                    level.below.append(entry.name)
+                    step.below.append(entry.name)
                 else:
                     try:
-                        self.meet(level, entry)
+                        self.meet(step, entry)
                     except InterruptedError:
                         raise
                     except OSError as error:
                         raise OSError(error.errno, error.strerror, entry.name) from error
 
     def _up(self) -> None:
-        level = self._levels[-1]
-        parent = self._levels[-2] if len(self._levels) > 1 else level
+        step = self._steps[-1]
+        parent = self._steps[-2] if len(self._steps) > 1 else step
         if parent.src < 0:
-            parent.src = _parent_of(level.src, parent.status)
-            if level.dst >= 0:
-                parent.dst = os.open("..", DIRECTORY, dir_fd=level.dst)
-        self.leave(level)
-        self._levels.pop()
-        _close(level)
+            parent.src = _parent_of(step.src, parent.status)
+            if step.dst >= 0:
+                parent.dst = os.open("..", DIRECTORY, dir_fd=step.dst)
+        self.leave(step)
+        self._steps.pop()
+        _close(step)
 
 
 def open_beneath(dir_fd: int, name: str, flags: int) -> int:
@@ -202,8 +202,8 @@ def _mount_of(fd: int) -> str:
     return next((line for line in fdinfo.splitlines() if line.startswith("mnt_id:")), "")
 
 
-def _close(level: Level) -> None:
-    for fd in (level.src, level.dst):
+def _close(step: Step) -> None:
+    for fd in (step.src, step.dst):
         if fd >= 0:
             os.close(fd)
-    level.src = level.dst = -1
+    step.src = step.dst = -1

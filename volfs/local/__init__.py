@@ -5,7 +5,7 @@ gives and takes names by rename(2), ``staging`` prepares what is not yet a volum
 what a volume's file says of it.
 """
 
-from volfs.local.driver import LocalDriver, LocalVolume
-from volfs.local.trash import RemovedVolume
+from volfs.local.driver import LocalDriver
+from volfs.local.volume import LocalVolume
 
-__all__ = ["LocalDriver", "LocalVolume", "RemovedVolume"]
+__all__ = ["LocalDriver", "LocalVolume"]

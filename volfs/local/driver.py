@@ -10,14 +10,16 @@ yet a volume is prepared in the trash's directory, where a crash can leave it to
 
 from __future__ import annotations
 
+import builtins
 import errno
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
-from volfs.copies import CopyReport, NoReflinksError
+from volfs.copies import NoReflinksError
 from volfs.errors import (
     OptionConflictError,
     UnknownOptionError,
@@ -33,65 +35,14 @@ from volfs.local.scope import Scope
 from volfs.local.sidecar import Record
 from volfs.local.staging import Copy, Stage, give, give_as_told, staged
 from volfs.local.trash import ATTEMPTS, DATA, VOLUME, Trash
-from volfs.volume import Owner, Volume, check_name
+from volfs.local.volume import LocalVolume
+from volfs.volume import CopyReport, Fill, NewVolume, Owner, RemovedVolume, Volume, check_name
 
 _log = logging.getLogger(__name__)
 _NO_ROOM = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT))
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _COPIES = 3
 """How often a copy is begun anew because somebody took away what was there of it."""
-
-
-class LocalVolume:
-    """A volume of a LocalDriver, as it was when it was looked up.
-
-    Its sidecar is read when first asked for; for a volume that is gone by then it is empty.
-    """
-
-    __slots__ = ("_driver", "_record", "name", "path")
-
-    driver_name = "local"
-
-    def __init__(
-        self, driver: LocalDriver, name: str, path: str, record: Record | None = None
-    ) -> None:
-        self.name = name
-        self.path = path
-        self._driver = driver
-        self._record = record
-
-    @property
-    def created_at(self) -> datetime | None:
-        return self._known().created_at
-
-    @property
-    def labels(self) -> Mapping[str, str]:
-        return self._known().labels
-
-    @property
-    def options(self) -> Mapping[str, str]:
-        return self._known().options
-
-    def mount(self) -> str:
-        return self.path
-
-    def unmount(self) -> None:
-        pass
-
-    def _known(self) -> Record:
-        if self._record is None:
-            self._record = self._driver.read_record(self.name) or Record()
-        return self._record
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, LocalVolume):
-            return NotImplemented
-        return (self.name, self.path) == (other.name, other.path)
-
-    def __hash__(self) -> int:
-        return hash((self.name, self.path))
-
-    def __repr__(self) -> str:
-        return f"LocalVolume({self.name!r}, {self.path!r})"
 
 
 class LocalDriver:
@@ -131,7 +82,7 @@ class LocalDriver:
 
     def get(self, name: str) -> LocalVolume:
         """Return the volume ``name``. Raises VolumeNotFoundError, also for impossible names."""
-        return LocalVolume(self, name, self._names.require(name))
+        return LocalVolume(name, self._names.require(name), self.read_record)
 
     def names(self) -> list[str]:
         """Return the names of all volumes, sorted."""
@@ -139,7 +90,9 @@ class LocalDriver:
 
     def list(self) -> list[LocalVolume]:
         """Return all volumes, sorted by name."""
-        return [LocalVolume(self, name, path) for name, path in self._names.data_paths()]
+        return [
+            LocalVolume(name, path, self.read_record) for name, path in self._names.data_paths()
+        ]
 
     def read_record(self, name: str) -> Record | None:
         """Return what the sidecar of the volume ``name`` says, None when there is no volume."""
@@ -149,92 +102,90 @@ class LocalDriver:
         except FileNotFoundError:
             return None
 
-    def create(
-        self,
-        name: str,
-        options: Mapping[str, str] | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
-        owner: Owner | None = None,
-        exclusive: bool = False,
-    ) -> LocalVolume:
-        """Make the volume ``name``, durably, and return it: see Driver.create.
+    def create(self, new: NewVolume | str) -> LocalVolume:
+        """Return the volume, and make it, durably, if it is not there: see Driver.create."""
+        new = _checked(NewVolume.of(new))
+        for _ in range(ATTEMPTS):
+            existing = self._existing(new)
+            if existing is not None:
+                return existing
+            try:
+                volume, fd = self.make(new)
+            except VolumeExistsError:
+                if self._names.is_taken(new.name) and self._names.data_path(new.name) is None:
+                    raise  # something that is no volume has the name
+            else:
+                os.close(fd)
+                return volume
+        raise _restless(new.name)
+
+    def make(self, new: NewVolume | str) -> tuple[LocalVolume, int]:
+        """Make a volume, durably: see Driver.make.
 
         Options are those of sidecar.KNOWN_OPTIONS. What is not said by ``uid``, ``gid`` and
-        ``mode`` is as in the volume to copy, or as in ``owner``, or of whoever runs this with
-        mode 755. A copy that is not of one point in time is logged; see ``clone``.
+        ``mode`` is as in the volume to copy, or as in ``new.owner``. A copy that is not of one
+        point in time is logged; see ``clone``.
         """
-        options = sidecar.check_options(options or {})
-        record = Record(datetime.now(UTC), sidecar.check_labels(labels or {}), options)
-        source = options.get("from")
+        new = _checked(NewVolume.of(new))
+        source = new.options.get("from")
         if source is None:
-            whose = sidecar.owner_of(options, owner or Owner(os.geteuid(), os.getegid()))
-            return self._create(name, record, lambda data, _: give(data, whose), exclusive)
-        copy = Copy(self.open_data, source, options, None, never)
+            whose = _owner_of(new)
+            return self._make(new, lambda data, _: give(data, whose))
+        copy = Copy(self.open_data, source, new.options, None, never)
         try:
-            volume = self._create(name, record, copy, exclusive, _COPIES)
+            made = self._make(new, copy, _COPIES)
         except VolumeNotFoundError as error:
             raise VolumeNotFoundError(f"nothing to start from: {error}") from None
         if copy.report is not None and not copy.report.is_point_in_time:
             _log.warning(
                 "volume %r is no copy of %r at one point in time: %d files or directories were"
                 " changed meanwhile, such as %s",
-                name,
+                new.name,
                 source,
                 copy.report.changed,
                 copy.report.examples[0],
             )
-        return volume
+        return made
 
     def clone(
         self,
         source: str,
-        name: str,
-        options: Mapping[str, str] | None = None,
+        new: NewVolume | str,
         *,
-        labels: Mapping[str, str] | None = None,
         on_progress: Callable[[int], None] | None = None,
         stopping: Callable[[], bool] = never,
     ) -> tuple[LocalVolume, CopyReport]:
-        """Make the new volume ``name`` a copy of ``source``, and say how it was copied.
+        """Make a volume a copy of ``source``: see CopyingDriver.clone, and copy_tree.
 
-        Its labels and options are those of the source, overlaid by the given ones; ``from`` is
-        the source. Raises VolumeNotFoundError for the source (also when it goes while it is
-        copied), VolumeExistsError, InvalidNameError, UnknownOptionError, InvalidLabelError, and
-        what copy_tree raises, which explains the other arguments.
+        Its option ``from`` is the source.
         """
         known = self.get(source)
-        given = sidecar.check_options({**(options or {}), "from": source})
-        record = Record(
-            datetime.now(UTC),
-            sidecar.check_labels({**known.labels, **(labels or {})}),
-            {**known.options, **given},
+        new = NewVolume.of(new)
+        new = _checked(replace(new, options={**new.options, "from": source}))
+        copy = Copy(self.open_data, source, new.options, on_progress, stopping)
+        whole = _checked(
+            replace(
+                new,
+                options={**known.options, **new.options},
+                labels={**known.labels, **new.labels},
+            )
         )
-        copy = Copy(self.open_data, source, given, on_progress, stopping)
-        volume = self._create(name, record, copy, True, _COPIES)
+        volume, fd = self._make(whole, copy, _COPIES)
+        os.close(fd)
         assert copy.report is not None
         return volume, copy.report
 
-    def create_filled(
-        self,
-        name: str,
-        fill: Callable[[int, Callable[[], None]], None],
-        options: Mapping[str, str] | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
-    ) -> LocalVolume:
-        """Make the new volume ``name`` of what ``fill`` puts into it.
+    def make_filled(self, new: NewVolume | str, fill: Fill) -> LocalVolume:
+        """Make a volume of what ``fill`` puts into it: see CopyingDriver.make_filled.
 
-        ``fill`` is called once, with a descriptor of the empty data directory and a function
-        that it has to call from time to time; it may set the directory's owner and
-        mode, which ``uid``, ``gid`` and ``mode`` in ``options`` overrule. What it raises leaves
-        no volume. Raises VolumeExistsError before ``fill`` is called if that is known by then.
+        The options that overrule what ``fill`` makes of the directory are ``uid``, ``gid`` and
+        ``mode``.
         """
-        options = sidecar.check_options(options or {})
-        if "from" in options:
-            raise UnknownOptionError("option from: a volume is a copy, or filled otherwise")
-        record = Record(datetime.now(UTC), sidecar.check_labels(labels or {}), options)
-        whose = sidecar.owner_of(options, Owner(os.geteuid(), os.getegid()))
+        new = _checked(NewVolume.of(new))
+        if "from" in new.options:
+            raise UnknownOptionError("option from cannot be used when importing")
+        whose = _owner_of(new)
+        options = new.options
 
         def filling(data: int, stage: Stage) -> None:
             give(data, whose)
@@ -242,25 +193,21 @@ class LocalDriver:
             give_as_told(data, options)
             syncfs(data)
 
-        return self._create(name, record, filling, True, 1)
+        volume, fd = self._make(new, filling, 1)
+        os.close(fd)
+        return volume
 
     @contextmanager
-    def snapshot(
-        self,
-        name: str,
-        *,
-        on_progress: Callable[[int], None] | None = None,
-        stopping: Callable[[], bool] = never,
-    ) -> Iterator[tuple[int, CopyReport] | None]:
-        """Yield a descriptor of a copy of a volume's data, which shares it and then goes.
+    def frozen_copy(self, name: str) -> Iterator[tuple[int, CopyReport] | None]:
+        """Yield a reflinked copy of a volume's data: see CopyingDriver.frozen_copy.
 
         None where the filesystem has no reflinks, is read-only, or has no space for one. Raises
-        VolumeNotFoundError, and what copy_tree raises.
+        what copy_tree raises, too.
         """
         with ExitStack() as stack:
             found = None
             try:
-                found = self._snapshot(name, stack, on_progress, stopping)
+                found = self._freeze(name, stack)
             except NoReflinksError:
                 stack.close()
             except OSError as error:
@@ -269,14 +216,8 @@ class LocalDriver:
                 stack.close()
             yield found
 
-    def _snapshot(
-        self,
-        name: str,
-        stack: ExitStack,
-        on_progress: Callable[[int], None] | None,
-        stopping: Callable[[], bool],
-    ) -> tuple[int, CopyReport]:
-        copy = Copy(self.open_data, name, {}, on_progress, stopping, only_reflinked=True)
+    def _freeze(self, name: str, stack: ExitStack) -> tuple[int, CopyReport]:
+        copy = Copy(self.open_data, name, {}, None, never, only_reflinked=True)
         stage = stack.enter_context(staged(self.trash))
         os.mkdir(DATA, 0o700, dir_fd=stage.fd)
         data = stack.enter_context(opened(DATA, dir_fd=stage.fd))
@@ -299,63 +240,48 @@ class LocalDriver:
             place = self._names.require(name)
             raise VolumeNotFoundError(f"the data of volume {name!r} is not at {place}") from None
 
-    def _create(
-        self,
-        name: str,
-        record: Record,
-        fill: Callable[[int, Stage], None],
-        exclusive: bool,
-        attempts: int = ATTEMPTS,
-    ) -> LocalVolume:
-        check_name(name)
-        while True:
-            existing = self._existing(name, record.options, exclusive)
-            if existing is not None:
-                return existing
-            if attempts == 0:
-                raise _restless(name)
-            attempts -= 1
-            try:
-                self._make(name, record, fill)
-            except VolumeExistsError:
-                if self._names.is_taken(name) and self._names.data_path(name) is None:
-                    raise  # something that is no volume has the name
-            except FileNotFoundError:
-                pass  # a housekeeper took the unpublished volume for a crash's leftover
-            else:
-                return LocalVolume(self, name, self._names.own_path(name), record)
-
-    def _existing(
-        self, name: str, options: Mapping[str, str], exclusive: bool
-    ) -> LocalVolume | None:
-        """Return the volume ``name`` if it exists and is what a creation asks for."""
-        path = self._names.data_path(name)
-        if path is None:
+    def _existing(self, new: NewVolume) -> LocalVolume | None:
+        """Return the volume if it exists and is what a creation asks for."""
+        path = self._names.data_path(new.name)
+        record = None if path is None else self.read_record(new.name)
+        if path is None or record is None:
             return None
-        if exclusive:
-            raise exists(name)
-        record = self.read_record(name)
-        if record is None:
-            return None
-        if options and options != record.options:
+        if new.options and new.options != record.options:
             made_with = ", ".join(f"{key}={value}" for key, value in record.options.items())
             raise OptionConflictError(
-                f"volume {name!r} exists and was made with {made_with or 'no options'}; "
+                f"volume {new.name!r} exists and was made with {made_with or 'no options'}; "
                 "remove it first, or leave the options out"
             )
         # Whoever made it might not have come to this yet, and our caller relies on it.
         self._names.sync()
-        return LocalVolume(self, name, path, record)
+        return LocalVolume(new.name, path, record)
 
-    def _make(self, name: str, record: Record, fill: Callable[[int, Stage], None]) -> None:
-        with staged(self.trash) as stage:
+    def _make(
+        self, new: NewVolume, fill: Callable[[int, Stage], None], attempts: int = ATTEMPTS
+    ) -> tuple[LocalVolume, int]:
+        """Make a volume that ``fill`` prepares; return it with a descriptor of its data path."""
+        for _ in range(attempts):
+            if self._names.data_path(new.name) is not None:
+                raise exists(new.name)
+            record = Record(datetime.now(UTC), new.labels, new.options)
+            with suppress(FileNotFoundError):  # a housekeeper took it for a crash's leftover
+                fd = self._publish(new.name, record, fill)
+                return LocalVolume(new.name, self._names.own_path(new.name), record), fd
+        raise _restless(new.name)
+
+    def _publish(self, name: str, record: Record, fill: Callable[[int, Stage], None]) -> int:
+        with staged(self.trash) as stage, ExitStack() as on_failure:
             write_new(sidecar.FILE, sidecar.encode(record), dir_fd=stage.fd)
             os.mkdir(DATA, 0o700, dir_fd=stage.fd)
             with opened(DATA, dir_fd=stage.fd) as data:
+                made = os.open(".", _PLACE, dir_fd=data)
+                on_failure.callback(os.close, made)
                 fill(data, stage)
                 sync_directory(data)
             sync_directory(stage.fd)
             self._names.publish(stage.name, name, dir_fd=self.trash.fd)
+            on_failure.pop_all()
+            return made
 
     def rename(self, volume: Volume, new_name: str) -> LocalVolume:
         """Give the volume another name: see Driver.rename."""
@@ -368,7 +294,7 @@ class LocalDriver:
                 raise not_found(volume.name) from None
             if path == self._names.own_path(volume.name):
                 path = self._names.own_path(new_name)
-        return LocalVolume(self, new_name, path)
+        return LocalVolume(new_name, path, self.read_record)
 
     def exchange(self, first: Volume, second: Volume) -> None:
         """Swap the names of two volumes in one step: see Driver.exchange."""
@@ -392,7 +318,7 @@ class LocalDriver:
                 continue  # the volume is gone, or a housekeeper took the file for a leftover
             finally:
                 self.trash.discard(staged)
-            return LocalVolume(self, name, path, record)
+            return LocalVolume(name, path, record)
         raise _restless(name)
 
     def remove(self, volume: Volume, *, by: str = "") -> None:
@@ -402,14 +328,12 @@ class LocalDriver:
         """
         self._names.take_away(volume.name, by)
 
+    def removed(self) -> builtins.list[RemovedVolume]:
+        """Return what is in the trash: see RestoringDriver.removed."""
+        return self.trash.list()
+
     def restore(self, which: str, new_name: str | None = None) -> LocalVolume:
-        """Bring a removed volume back, durably, under its old name or ``new_name``.
-
-        ``which`` is an id of the trash, or a volume name meaning its newest removal.
-
-        Raises VolumeNotFoundError when the trash has no such, VolumeExistsError when the name
-        is taken, InvalidNameError.
-        """
+        """Bring a volume back from the trash, durably: see RestoringDriver.restore."""
         entry = self.trash.find(which)
         name = check_name(entry.name if new_name is None else new_name)
         try:
@@ -421,9 +345,40 @@ class LocalDriver:
         self.trash.clear(entry.id)
         return self.get(name)
 
+    def purge(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        older_than: float | None = None,
+        stopping: Callable[[], bool] = never,
+    ) -> builtins.list[RemovedVolume]:
+        """Delete what is in the trash for good: see Trash.purge."""
+        return self.trash.purge(ids, older_than=older_than, stopping=stopping)
+
+    def tidy(self, stopping: Callable[[], bool]) -> None:
+        """Delete what unfinished work left: see CopyingDriver.tidy."""
+        self.trash.tidy(stopping)
+
     def housekeep(self, stopping: Callable[[], bool]) -> None:
         """Empty the trash of what is due, and clear up what a crash left."""
         self.trash.housekeep(self._keep_removed, self._keep_free, stopping)
+
+
+def _checked(new: NewVolume) -> NewVolume:
+    """Return what is asked for, with its options in one spelling.
+
+    Raises InvalidNameError, UnknownOptionError, InvalidLabelError.
+    """
+    return NewVolume(
+        check_name(new.name),
+        sidecar.check_options(new.options),
+        sidecar.check_labels(new.labels),
+        new.owner,
+    )
+
+
+def _owner_of(new: NewVolume) -> Owner:
+    return sidecar.owner_of(new.options, new.owner or Owner(os.geteuid(), os.getegid()))
 
 
 def _restless(name: str) -> OSError:

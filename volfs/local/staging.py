@@ -9,22 +9,22 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from volfs.copies import CopyReport, copy_tree
+from volfs.copies import copy_tree
 from volfs.errors import VolumeNotFoundError
-from volfs.linux.deletion import delete_tree, never
+from volfs.linux.deletion import after, delete_tree, never
 from volfs.linux.durable import opened
 from volfs.linux.syscalls import syncfs
 from volfs.local import sidecar
 from volfs.local.trash import Trash
-from volfs.volume import Owner
+from volfs.volume import CopyReport, Owner
 
 _SCRATCH = "scratch"
 _OWNER_OPTIONS = ("uid", "gid", "mode")
 
 _TOUCH = 10.0
-"""Seconds between two signs of life: far less than after what a housekeeper looks for them."""
+"""Interval in seconds between signs of life; well below the housekeeper's limit."""
 _PATIENCE = 2.0
-"""Seconds that somebody who interrupts waits for what was prepared to be deleted."""
+"""Seconds spent, after an interruption, on deleting what was prepared."""
 
 
 class Stage:
@@ -156,9 +156,3 @@ def give(fd: int, owner: Owner) -> None:
                 f"only root can make a volume that belongs to {owner.uid}:{owner.gid}",
             ) from None
     os.fchmod(fd, owner.mode)
-
-
-def after(seconds: float) -> Callable[[], bool]:
-    """Return a ``stopping`` for those who have only so many seconds."""
-    end = time.monotonic() + seconds
-    return lambda: time.monotonic() > end

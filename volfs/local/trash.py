@@ -27,7 +27,6 @@ import stat
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from volfs.errors import VolumeNotFoundError
@@ -35,6 +34,7 @@ from volfs.linux.deletion import delete_tree, never
 from volfs.linux.durable import opened, read_small, scanned, sync_directory, write_new
 from volfs.linux.syscalls import syncfs
 from volfs.local.scope import ScopeDirectory
+from volfs.volume import RemovedVolume
 
 DATA = "_data"
 VOLUME = "volume"
@@ -56,16 +56,6 @@ _FREEING = 1.0
 """Seconds to wait at most for deleted files to show as free space."""
 _STUCK_PAUSE = 3600.0
 """Seconds after which something that could not be deleted is tried again."""
-
-
-@dataclass(frozen=True, slots=True)
-class RemovedVolume:
-    """A volume in the trash. ``removed_at`` is timezone-aware; ``by`` says for whom."""
-
-    id: str
-    name: str
-    removed_at: datetime
-    by: str
 
 
 class Trash:
@@ -122,7 +112,7 @@ class Trash:
                 # A removal must not fail for want of the space that it is to free.
                 if error.errno not in _FULL or not self._purge_oldest(never):
                     raise
-        raise OSError(errno.EAGAIN, f"the trash does not keep still: {self.place('')}")
+        raise OSError(errno.EAGAIN, f"the trash keeps changing; try again: {self.place('')}")
 
     def _take(self, name: str, by: str, dir_fd: int) -> str:
         now = datetime.now(UTC)

@@ -4,14 +4,17 @@ Calls the drivers through the words, and linux. Start at ``store``; ``references
 which runtimes use what, ``usage`` reads from /proc who has it mounted or open.
 """
 
+from volfs.store.drivers import DriverRegistry
+from volfs.store.opening import OpenScope, open_scope
 from volfs.store.references import References
-from volfs.store.store import DriverRegistry, VolumeStore
+from volfs.store.store import VolumeStore
 from volfs.store.table import Reference, ReferenceTable
 from volfs.store.usage import FSTYPE, Scan, mount_holders, mount_users, open_holders, tree_mounts
 
 __all__ = [
     "FSTYPE",
     "DriverRegistry",
+    "OpenScope",
     "Reference",
     "ReferenceTable",
     "References",
@@ -20,5 +23,6 @@ __all__ = [
     "mount_holders",
     "mount_users",
     "open_holders",
+    "open_scope",
     "tree_mounts",
 ]

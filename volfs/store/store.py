@@ -11,14 +11,12 @@ import builtins
 import errno
 import logging
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager, suppress
 
 from volfs.errors import (
     OptionConflictError,
-    UnknownDriverError,
+    UnsupportedError,
     VolfsError,
     VolumeExistsError,
     VolumeInUseError,
@@ -26,39 +24,26 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.holder import Holder
+from volfs.linux.deletion import never
+from volfs.store.drivers import DriverRegistry
+from volfs.store.locks import NameLocks
+from volfs.store.removed import all_kept, find_kept, purge_kept
 from volfs.store.table import ReferenceTable, UnsavedReferences
-from volfs.volume import Driver, Owner, Volume
+from volfs.volume import (
+    CopyingDriver,
+    CopyReport,
+    Driver,
+    Fill,
+    NewVolume,
+    RemovedVolume,
+    Volume,
+)
 
 _log = logging.getLogger(__name__)
 
 _UNSEEN = " (nothing is mounted: a runtime that is gone loses its hold within a minute)"
 
 HolderSource = Callable[[Volume], Iterable[Holder]]
-
-
-class DriverRegistry:
-    """Drivers by name."""
-
-    def __init__(self) -> None:
-        self._drivers: dict[str, Driver] = {}
-
-    def register(self, driver: Driver) -> None:
-        """Add a driver. Raises ValueError when its name is taken."""
-        if driver.name in self._drivers:
-            raise ValueError(f"a driver {driver.name!r} is registered already")
-        self._drivers[driver.name] = driver
-
-    def get(self, name: str) -> Driver:
-        """Return the driver of that name. Raises UnknownDriverError, listing the known ones."""
-        try:
-            return self._drivers[name]
-        except KeyError:
-            known = ", ".join(self._drivers) or "none"
-            raise UnknownDriverError(f"unknown driver {name!r}; the drivers are {known}") from None
-
-    def names(self) -> list[str]:
-        """Return the names in the order of registration."""
-        return list(self._drivers)
 
 
 class VolumeStore:
@@ -87,7 +72,7 @@ class VolumeStore:
         self._default = self.drivers.get(default)
         others = [self.drivers.get(name) for name in self.drivers.names() if name != default]
         self._in_order = [self._default, *others]
-        self._locks = _NameLocks()
+        self._locks = NameLocks()
         self._references = references or UnsavedReferences()
         self._sources: list[HolderSource] = []
 
@@ -124,42 +109,68 @@ class VolumeStore:
 
     # Changing
 
-    def create(
-        self,
-        name: str,
-        options: Mapping[str, str] | None = None,
-        *,
-        labels: Mapping[str, str] | None = None,
-        owner: Owner | None = None,
-        exclusive: bool = False,
-        driver: str | None = None,
-    ) -> Volume:
-        """Make the volume ``name`` and return it: see Driver.create.
+    def create(self, new: NewVolume | str, *, driver: str | None = None) -> Volume:
+        """Return the volume that ``new`` describes, and make it if need be: see Driver.create.
 
         ``driver`` is the one that must have it; without it an existing volume of any driver is
         returned, and a new one is made by the default driver. Raises UnknownDriverError, and
         OptionConflictError when another driver has a volume of that name.
         """
-        asked = self.drivers.get(driver) if driver is not None else None
-        with self._locks.held(name):
-            maker = self._driver_having(name)
-            if maker is not None and asked not in (None, maker):
-                raise OptionConflictError(
-                    f"volume {name!r} exists already, of driver {maker.name!r}"
-                )
-
-            def make(exclusive: bool) -> Volume:
-                return (maker or asked or self._default).create(
-                    name, options, labels=labels, owner=owner, exclusive=exclusive
-                )
-
-            if maker is None and self._references.of(name):
-                # They are to a volume that somebody deleted by hand, not to this one.
-                with self._references.held(name), suppress(VolumeExistsError):
-                    volume = make(exclusive=True)
-                    self._references.forget(name)
+        new = NewVolume.of(new)
+        with self._locks.held(new.name):
+            having = self._having(new.name, driver)
+            if having is not None:
+                return having.create(new)
+            maker = self._maker(driver)
+            if self._references.of(new.name):
+                with suppress(VolumeExistsError), self._afresh(new.name):
+                    volume, fd = maker.make(new)
+                    os.close(fd)
                     return volume
-            return make(exclusive)
+            return maker.create(new)
+
+    def make(self, new: NewVolume | str, *, driver: str | None = None) -> tuple[Volume, int]:
+        """Make a volume that was not there, by ``driver`` or the default one: see Driver.make.
+
+        Raises UnknownDriverError too.
+        """
+        new = NewVolume.of(new)
+        maker = self._maker(driver)
+        with self._vacant(new.name):
+            return maker.make(new)
+
+    def _maker(self, driver: str | None) -> Driver:
+        return self._default if driver is None else self.drivers.get(driver)
+
+    def _having(self, name: str, asked: str | None) -> Driver | None:
+        """Return the driver that has a volume of that name, which must be the one asked for."""
+        having = self._driver_having(name)
+        if having is not None and asked is not None and self.drivers.get(asked) is not having:
+            raise OptionConflictError(f"volume {name!r} exists already, of driver {having.name!r}")
+        return having
+
+    @contextmanager
+    def _vacant(self, name: str) -> Iterator[None]:
+        """In here a volume can be made of a name that none has. Raises VolumeExistsError."""
+        with self._locks.held(name):
+            if self._driver_having(name) is not None:
+                raise VolumeExistsError(f"volume {name!r} exists already")
+            with self._afresh(name):
+                yield
+
+    @contextmanager
+    def _afresh(self, name: str) -> Iterator[None]:
+        """In here a volume is made that was not there.
+
+        References that are kept for its name are to one that somebody deleted by hand. They are
+        forgotten once it is made, and nobody can acquire it before.
+        """
+        if not self._references.of(name):
+            yield
+            return
+        with self._references.held(name):
+            yield
+            self._references.forget(name)
 
     def remove(self, name: str, *, by: str = "", only_empty: bool = False) -> None:
         """Remove the volume ``name``: see Driver.remove. ``by`` says for whom, for the record.
@@ -233,6 +244,90 @@ class VolumeStore:
                 return volume
             return self._driver_of(volume).set_labels(volume, labels)
 
+    # Copies
+
+    def clone(
+        self,
+        source: str,
+        new: NewVolume | str,
+        *,
+        on_progress: Callable[[int], None] | None = None,
+        stopping: Callable[[], bool] = never,
+    ) -> tuple[Volume, CopyReport]:
+        """Make a volume that was not there a copy of ``source``: see CopyingDriver.clone.
+
+        Raises UnsupportedError too, when the driver of the source cannot copy.
+        """
+        new = NewVolume.of(new)
+        driver = _copying(self._driver_of(self.get(source)))
+        with self._vacant(new.name):
+            return driver.clone(source, new, on_progress=on_progress, stopping=stopping)
+
+    def make_filled(self, new: NewVolume | str, fill: Fill, *, driver: str | None = None) -> Volume:
+        """Make a volume of what ``fill`` puts into it, by ``driver`` or the default one.
+
+        See CopyingDriver.make_filled. Raises UnknownDriverError and UnsupportedError too.
+        """
+        new = NewVolume.of(new)
+        maker = _copying(self._maker(driver))
+        with self._vacant(new.name):
+            return maker.make_filled(new, fill)
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[tuple[int, CopyReport | None]]:
+        """Yield a descriptor of a volume's data for somebody who reads all of it.
+
+        Where the driver can freeze it, it is that of a copy, with the report on how that was
+        made. Else it is that of the data itself, which others may change meanwhile, and None.
+        Raises VolumeNotFoundError, and what CopyingDriver.frozen_copy raises.
+        """
+        volume = self.get(name)
+        driver = self._driver_of(volume)
+        with ExitStack() as stack:
+            if isinstance(driver, CopyingDriver):
+                frozen = stack.enter_context(driver.frozen_copy(name))
+                if frozen is not None:
+                    yield frozen
+                    return
+            fd = _open_data(volume)
+            stack.callback(os.close, fd)
+            yield fd, None
+
+    def tidy(self, stopping: Callable[[], bool] = never) -> None:
+        """Delete what was left by those who were killed while they copied, until ``stopping()``.
+
+        It is a part of ``housekeep`` that touches nothing else.
+        """
+        for driver in self._in_order:
+            if isinstance(driver, CopyingDriver):
+                driver.tidy(stopping)
+
+    # What was removed
+
+    def removed(self) -> builtins.list[RemovedVolume]:
+        """Return what can be restored, newest first; nothing of drivers that keep nothing."""
+        return [entry for _, entry in all_kept(self._in_order)]
+
+    def restore(self, which: str, new_name: str | None = None) -> Volume:
+        """Bring a removed volume back: see RestoringDriver.restore.
+
+        Raises UnsupportedError too, when no driver keeps what is removed.
+        """
+        driver, entry = find_kept(self._in_order, which)
+        name = entry.name if new_name is None else new_name
+        with self._vacant(name):
+            return driver.restore(entry.id, name)
+
+    def purge(
+        self,
+        ids: Iterable[str] | None = None,
+        *,
+        older_than: float | None = None,
+        stopping: Callable[[], bool] = never,
+    ) -> builtins.list[RemovedVolume]:
+        """Delete removed volumes for good and return them: see RestoringDriver.purge."""
+        return purge_kept(self._in_order, ids, older_than, stopping)
+
     # Who holds it
 
     def acquire(self, name: str, reference: str) -> Volume:
@@ -250,7 +345,7 @@ class VolumeStore:
                 return volume
 
     def release(self, name: str, reference: str) -> None:
-        """Forget a reference. One that is not known is no error: it is as released as can be."""
+        """Forget a reference. Releasing an unknown reference does nothing."""
         with self._locks.held(name):
             self._references.discard(name, reference)
 
@@ -325,6 +420,22 @@ class VolumeStore:
             return None
 
 
+def _copying(driver: Driver) -> CopyingDriver:
+    if isinstance(driver, CopyingDriver):
+        return driver
+    raise UnsupportedError(
+        f"driver {driver.name!r} cannot copy volumes, nor make them of an archive"
+    )
+
+
+def _open_data(volume: Volume) -> int:
+    place = volume.mount()
+    try:
+        return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise VolumeNotFoundError(f"the data of volume {volume.name!r} is not at {place}") from None
+
+
 def _refuse(volume: Volume, holders: Sequence[Holder], hint: str = "") -> None:
     """Raise VolumeInUseError if there are holders."""
     if holders:
@@ -336,40 +447,3 @@ def _require_empty(volume: Volume) -> None:
     with os.scandir(volume.path) as entries:
         if next(entries, None) is not None:
             raise VolumeNotEmptyError(f"volume {volume.name!r} is not empty")
-
-
-@dataclass(slots=True)
-class _NameLock:
-    lock: threading.Lock = field(default_factory=threading.Lock)
-    wanted_by: int = 0
-
-
-class _NameLocks:
-    """A lock for each name, which exists only while somebody holds or wants it."""
-
-    def __init__(self) -> None:
-        self._table: dict[str, _NameLock] = {}
-        self._table_lock = threading.Lock()
-
-    @contextmanager
-    def held(self, *names: str) -> Iterator[None]:
-        """Hold the locks of all ``names``, taken in one order for everybody: no deadlock."""
-        taken: list[_NameLock] = []
-        wanted = sorted(set(names))
-        with self._table_lock:
-            locks = [self._table.setdefault(name, _NameLock()) for name in wanted]
-            for lock in locks:
-                lock.wanted_by += 1
-        try:
-            for lock in locks:
-                lock.lock.acquire()
-                taken.append(lock)
-            yield
-        finally:
-            for lock in reversed(taken):
-                lock.lock.release()
-            with self._table_lock:
-                for name, lock in zip(wanted, locks, strict=True):
-                    lock.wanted_by -= 1
-                    if lock.wanted_by == 0:
-                        del self._table[name]

@@ -25,6 +25,7 @@ from volfs.fs.mount.options import MountOptions
 from volfs.fs.requests import WorkerThreads
 from volfs.linux.identity import Identity
 from volfs.store import VolumeStore
+from volfs.store.housekeeping import housekeep
 
 log = logging.getLogger(__name__)
 level_log = logging.getLogger("volfs.level")
@@ -155,7 +156,7 @@ async def _unmount_upon(signals: AsyncIterator[int], target: str, companion: Com
 
 
 class _Chores:
-    """The store's chores, from time to time and when a volume was removed."""
+    """The store's chores: from time to time, and when a volume was removed."""
 
     def __init__(self, store: VolumeStore, options: MountOptions) -> None:
         self._store = store
@@ -172,17 +173,18 @@ class _Chores:
         self._stopping.set()
 
     async def run(self, threads: WorkerThreads) -> None:
-        """Do them until cancelled."""
-        while True:
-            try:
-                await threads.run(
-                    lambda: self._store.housekeep(self._stopping.is_set), on="housekeeping"
-                )
-            except Exception:
-                log.exception("housekeeping failed; it is tried again")
-            with trio.move_on_after(self._interval):
-                await self._hurried.wait()
-            self._hurried = trio.Event()
+        """Do them until stopped."""
+        await housekeep(
+            self._store,
+            self._stopping.is_set,
+            wait=self._wait,
+            interval=self._interval,
+            run=lambda call: threads.run(call, on="housekeeping"),
+        )
+
+    async def _wait(self) -> None:
+        await self._hurried.wait()
+        self._hurried = trio.Event()
 
 
 async def _sweep(descriptors: Descriptors) -> None:

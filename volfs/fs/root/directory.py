@@ -22,7 +22,7 @@ from volfs.linux import syscalls
 from volfs.linux.identity import Requester
 from volfs.linux.syscalls import os_error
 from volfs.store import VolumeStore
-from volfs.volume import Owner, can_name, check_name
+from volfs.volume import NewVolume, Owner, can_name, check_name
 
 _FIRST_OFFSET = 3
 """Offset of the first entry in a listing of the root; those before are the dots'."""
@@ -132,9 +132,9 @@ class Root:
         text = _volume_name(name)
         # As mkdir(2): of the mode, only permission bits and the sticky bit count.
         owner = Owner(ctx.uid, ctx.gid, mode & ~ctx.umask & 0o1777)
-        volume = self._store.create(text, owner=owner, exclusive=True)
+        _, fd = self._store.make(NewVolume(text, owner=owner))
         self._changed_ns = time.time_ns()
-        return self._files.found(self._inodes.root, name, open_top(volume))
+        return self._files.found(self._inodes.root, name, fd)
 
     def rmdir(self, name: bytes, ctx: Requester) -> None:
         """Remove a volume with its data, into the trash."""

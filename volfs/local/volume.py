@@ -1,0 +1,62 @@
+"""LocalVolume: one volume of a scope, as it was when it was looked up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from datetime import datetime
+
+from volfs.local.sidecar import Record
+
+
+class LocalVolume:
+    """A volume of a LocalDriver: see volfs.volume.Volume.
+
+    What its sidecar says is read when first asked for; of a volume that is gone by then it says
+    nothing.
+    """
+
+    __slots__ = ("_record", "name", "path")
+
+    driver_name = "local"
+
+    def __init__(
+        self, name: str, path: str, record: Record | Callable[[str], Record | None]
+    ) -> None:
+        """``record`` is what its sidecar says, or reads that, given its name (None: it is gone)."""
+        self.name = name
+        self.path = path
+        self._record = record
+
+    @property
+    def created_at(self) -> datetime | None:
+        return self._known().created_at
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        return self._known().labels
+
+    @property
+    def options(self) -> Mapping[str, str]:
+        return self._known().options
+
+    def mount(self) -> str:
+        return self.path
+
+    def unmount(self) -> None:
+        pass
+
+    def _known(self) -> Record:
+        if not isinstance(self._record, Record):
+            self._record = self._record(self.name) or Record()
+        return self._record
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LocalVolume):
+            return NotImplemented
+        return (self.name, self.path) == (other.name, other.path)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self.path))
+
+    def __repr__(self) -> str:
+        return f"LocalVolume({self.name!r}, {self.path!r})"
