@@ -1,4 +1,4 @@
-"""The figures as a picture for the README."""
+"""The figures as a picture, for volfs-internals(7)."""
 
 from __future__ import annotations
 

@@ -14,8 +14,11 @@ import pytest
 
 from tests.cli.running import HELPER, ROOT, Result, elsewhere, process, program, running
 from tests.conftest import wait_for
+from tests.documents import PAGES
 from volfs.cli.options import OPTIONS
 from volfs.linux.mountinfo import Mount, MountTable
+
+PAGE = PAGES["mount.volfs.8"]
 
 
 def helper(*words: str | Path) -> Result:
@@ -174,3 +177,34 @@ class TestMount:
             findings = namespace.run(*doctor).json["findings"]
             (found,) = (f for f in findings if f["name"] == "mount(8)")
             assert (found["status"] == "ok") == (len(linked) == 2)
+
+
+class TestManual:
+    """What mount.volfs(8) shows, done as it is written there."""
+
+    def test_linking_the_helper_and_mounting(self, namespace: Namespace) -> None:
+        namespace.link(namespace.bin, "mount.volfs", HELPER_MAIN)
+        link, mount = PAGE.blocks("DESCRIPTION", "sh")
+        script = (link + mount).replace("/srv/volumes", str(namespace.scope))
+        result = namespace.run("sh", "-euc", script.replace("/mnt/volumes", str(namespace.mnt)))
+        assert (result.code, result.err) == (0, "")
+        assert "fuse.volfs" in result.out
+        assert {"mount.volfs", "mount.fuse.volfs"} <= set(os.listdir(namespace.sbin))
+        assert namespace.mounted() is None
+
+    def test_the_line_for_fstab(self, namespace: Namespace) -> None:
+        namespace.link(namespace.sbin, "mount.volfs", HELPER_MAIN)
+        (line,) = PAGE.blocks("FSTAB", "fstab")
+        fstab = namespace.mnt.parent / "fstab"
+        text = line.replace("/srv/volumes", str(namespace.scope))
+        fstab.write_text(text.replace("/mnt/volumes", str(namespace.mnt)))
+        assert namespace.run("mount", "--fstab", fstab, "--all") == Result(0, "", "")
+        assert namespace.mounted()
+
+    def test_the_options_of_the_helper(self) -> None:
+        names = {name for term in PAGE.terms("Options of the helper") for name in term.split("**")}
+        assert {f"-{letter}" for letter in "sfnvrwoth"} <= names
+        assert {"--help", "--version"} <= names
+
+    def test_the_exit_codes(self) -> None:
+        assert PAGE.terms("EXIT STATUS") == ["**0**", "**1**", "**32**"]

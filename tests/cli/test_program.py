@@ -16,7 +16,7 @@ from volfs.errors import VolfsError
 
 COMMANDS = (
     *("mount", "umount", "plugin", "create", "rm", "ls", "inspect", "rename", "label"),
-    *("restore", "prune", "purge", "df", "doctor"),
+    *("restore", "prune", "purge", "df", "clone", "export", "import", "doctor", "help"),
 )
 
 

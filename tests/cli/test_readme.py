@@ -1,71 +1,71 @@
-"""What the README shows is true: its shell sessions run, its tables name what there is."""
+"""What README.md shows is true: its sessions run, its tables and links name what there is."""
 
 from __future__ import annotations
 
 import os
 import re
 import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
+import pytest
 
 from tests.conftest import is_mounted, wait_for
-from tests.readme import README, ROOT, Session, blocks
-from volfs.errors import VolfsError
+from tests.documents import PAGES, README, ROOT, Session
+from volfs.cli import cli
+from volfs.cli.options import OPTIONS
 
 
-def test_the_shell_sessions_run(workspace: Path) -> None:
-    in_tree, beside = blocks("In a shell", "sh")
+@pytest.fixture
+def session(workspace: Path) -> Iterator[Session]:
     session = Session(workspace)
-    try:
-        printed = session.run(in_tree)
-    finally:
-        if is_mounted(session.mnt):
-            subprocess.run(["umount", "-l", session.mnt], check=False)
-    assert printed.count("hello\n") == 2
-    assert "web" in printed
+    yield session
+    if is_mounted(session.mnt):
+        subprocess.run(["umount", "-l", session.mnt], check=False)
+
+
+def test_it_takes_five_minutes() -> None:
+    assert README.text.count("\n") <= 150
+
+
+def test_what_the_first_session_prints(session: Session) -> None:
+    (transcript,) = README.blocks("volfs", "console")
+    lines = transcript.splitlines()
+    commands = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+    shown = [line for line in lines if not line.startswith("$ ")]
+    assert session.run("\n".join(commands)).splitlines() == shown
+
+
+def test_the_session_in_a_shell_runs(session: Session) -> None:
+    (block,) = README.blocks("In a shell", "sh")
+    printed = session.run(block)
+    assert "restored site\n" in printed
     wait_for(lambda: not is_mounted(session.mnt), "the end of the tree")
-    printed = session.run(beside)
-    assert sorted(os.listdir(session.scope / "volumes")) == ["shop", "shop-2", "site"]
-    assert "removed shop-copy" in printed
-    assert (session.scope / "volumes" / "shop" / "_data").stat().st_uid == 1000
+    assert sorted(os.listdir(session.scope / "volumes")) == ["copy", "site"]
+    assert (session.scope / "volumes/copy/_data/index.html").read_text() == "hello\n"
 
 
-def test_every_command_and_option_named_is_there() -> None:
-    from volfs.cli import cli
-    from volfs.cli.mounting import mount
-
-    named = set(re.findall(r"`([a-z]+)(?: [^`|]*)?`(?=[, |])", _table("command")))
-    assert named == set(cli.list_commands(click.Context(cli)))
-    options = {text for option in mount.params for text in (*option.opts, *option.secondary_opts)}
-    for cell in re.findall(r"^\| (`[^|]+`[^|]*) \|", _table("option").replace("\\|", "/"), re.M):
-        for name in re.findall(r"`([a-z-]+)", cell):
-            assert f"--{name}" in options
+def test_the_line_for_fstab_is_the_manuals() -> None:
+    """Which tests/cli/test_fstab.py mounts."""
+    assert README.blocks("At boot", "fstab") == PAGES["mount.volfs.8"].blocks("FSTAB", "fstab")
 
 
-def test_every_exit_code_is_explained_by_help() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-m", "volfs", "--help"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    codes = {int(code) for code in re.findall(r"^ +(\d+)  ", shown, re.M)}
-    assert {kind.exit_code for kind in _all(VolfsError)} <= codes
+def test_every_command_is_named() -> None:
+    cells = ", ".join(row[0] for row in README.table("command"))
+    named = re.findall(r"`([a-z]+)(?: [^`]*)?`", cells)
+    assert sorted(named) == sorted(cli.list_commands(click.Context(cli)))
 
 
-def test_the_scripts_named_are_there() -> None:
-    for name in re.findall(r"scripts/[a-z.]+", README):
+def test_every_option_named_is_there() -> None:
+    names = {name for option in OPTIONS for name in (option.name, option.opposite)}
+    named = re.findall(r"`([^`]+)`", ", ".join(row[0] for row in README.table("option")))
+    assert len(named) > 8
+    assert set(named) <= names
+
+
+def test_what_it_links_to_and_the_scripts_named_are_there() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", README.text)
+    assert {f"volfs/manual/{name}.md" for name in PAGES} <= set(links)
+    for name in (*links, *re.findall(r"scripts/[a-z.]+", README.text)):
         assert (ROOT / name).exists(), name
-
-
-def _table(heading: str) -> str:
-    found = re.search(rf"^\| {heading} \|.*?\n\n", README, re.DOTALL | re.MULTILINE)
-    assert found
-    return found.group().split("\n", 2)[2]
-
-
-def _all(kind: type[VolfsError]) -> list[type[VolfsError]]:
-    return [kind, *(each for child in kind.__subclasses__() for each in _all(child))]

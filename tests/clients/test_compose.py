@@ -34,7 +34,7 @@ volumes:
       mode: "0750"
       label.team: web
 """
-"""A compose file as one writes it; README.md shows the same."""
+"""A compose file as one writes it; volfs(8) shows the same."""
 
 VOLUME = "demo_counts"
 """Compose puts the project's name before that of a volume."""

@@ -130,7 +130,7 @@ def test_one_writes_in_the_tree_and_one_behind_it(
     """As a container that has the volume and one that has the real data path.
 
     They share the memory of WAL mode, and locks hold between them. Nothing may be remembered of
-    names (README): a journal that the other one has deleted would be taken for a crash's.
+    names (volfs-tree(7)): a journal that the other one has deleted would be taken for a crash's.
     """
     volume = VolumeDir.make(mount(cache="never"), "vol")
     reader = create(volume.path / "database", mode)

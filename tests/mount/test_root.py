@@ -1,4 +1,4 @@
-"""What the root of the tree means: each row of the README's table, through a real mount."""
+"""What the root of the tree means: each row of the table of volfs-tree(7), through a real mount."""
 
 from __future__ import annotations
 

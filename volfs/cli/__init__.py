@@ -49,6 +49,7 @@ _COMMANDS = {
     "export": "volfs.cli.copies",
     "import": "volfs.cli.copies",
     "doctor": "volfs.cli.doctor",
+    "help": "volfs.cli.manual",
 }
 
 
@@ -117,7 +118,7 @@ def cli() -> None:
 
     All commands but mount, umount and plugin work on a scope directly, whether it is mounted or
     not. The scope is --scope, else $VOLFS_SCOPE, else /var/lib/volfs for root and
-    $XDG_DATA_HOME/volfs for others.
+    $XDG_DATA_HOME/volfs for others. `volfs help` lists the pages of the manual.
     """
 
 

@@ -1,4 +1,4 @@
-"""The sessions with containers that README.md shows."""
+"""The sessions with containers that README.md and the manual show."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.clients import podman as podmans
 from tests.clients.plugin import SOCKET, plugin_directory
 from tests.clients.test_compose import FILE
 from tests.conftest import is_mounted, open_workspace, wait_for
-from tests.readme import Session, blocks
+from tests.documents import PAGES, README, Session
 
 pytestmark = pytest.mark.any_level
 
@@ -31,21 +31,29 @@ def session(workspace: Path) -> Iterator[Session]:
             wait_for(lambda: not is_mounted(session.mnt) and not SOCKET.exists(), "the end")
 
 
+MANUAL = PAGES["volfs.8"]
+
+
 def test_the_sessions_with_docker_and_podman_run(session: Session, busybox_image: Path) -> None:
-    with_docker, with_podman = blocks("With containers", "sh")
+    (with_docker,) = README.blocks("With containers", "sh")
     mount, with_docker = with_docker.split("\n", 1)
+    note, mount_again, more_with_docker = MANUAL.blocks("Docker", "sh")[0].split("\n", 2)
+    assert mount.startswith(mount_again)
+    assert note.startswith("#")
     session.run(mount)
     with open_workspace() as base, dockers.serving(base, busybox_image) as dockerd:
         docker = dockerd.docker
         docker("tag", docker.image, "busybox")
-        printed = session.run(
-            with_docker.replace("docker run ", "docker run --network=none "),
-            environment={"DOCKER_HOST": docker.address, "DOCKER_CONFIG": str(base / "client")},
-        )
-        assert printed.count("hello\n") == 2
+        for text, greetings in ((with_docker, 1), (more_with_docker, 2)):
+            printed = session.run(
+                text.replace("docker run ", "docker run --network=none "),
+                environment={"DOCKER_HOST": docker.address, "DOCKER_CONFIG": str(base / "client")},
+            )
+            assert printed.count("hello\n") == greetings
+            docker("volume", "rm", "db")
         assert '"from": "db"' in printed
-    config = blocks("With containers", "toml")
-    assert config == [f'[engine.volume_plugins]\nvolfs = "{SOCKET}"\n']
+    assert MANUAL.blocks("Podman", "toml") == [f'[engine.volume_plugins]\nvolfs = "{SOCKET}"\n']
+    (with_podman,) = MANUAL.blocks("Podman", "sh")
     with podmans.storage(busybox_image, {"volfs": SOCKET}) as podman:
         printed = session.run(
             with_podman.replace("podman run ", "podman run --network=none ").replace(
@@ -58,4 +66,4 @@ def test_the_sessions_with_docker_and_podman_run(session: Session, busybox_image
 
 
 def test_the_compose_file_is_the_one_that_is_tested() -> None:
-    assert blocks("With containers", "yaml") == [FILE]
+    assert MANUAL.blocks("Compose", "yaml") == [FILE]
