@@ -41,14 +41,17 @@ class Names:
         fd, status = found
         return self._inodes.remember(status, parent, name, fd), status
 
-    def found(self, parent: Inode, name: bytes, fd: int) -> Found:
-        """The file behind the O_PATH descriptor ``fd``, which is taken over."""
+    def found(self, parent: Inode, name: bytes, fd: int, *, created: bool = False) -> Found:
+        """The file behind the O_PATH descriptor ``fd``, which is taken over.
+
+        ``created``: it was made this instant.
+        """
         try:
             status = fstat(fd)
         except BaseException:
             os.close(fd)
             raise
-        return self._inodes.remember(status, parent, name, fd), status
+        return self._inodes.remember(status, parent, name, fd, created=created), status
 
     def readlink(self, inode: Inode) -> bytes:
         return os.readlink(b"", dir_fd=self._inodes.reach(inode))

@@ -53,6 +53,9 @@ class Inode:
     ``generation``: how many files had its node id before. ``replaced``: its number was given to
     another file. ``forgotten``: the kernel does not know it any more. ``fd``: its O_PATH
     descriptor, or -1.
+    ``birth``: when it was made (nanoseconds since 1970, 0 if not known), and ``young``: nothing has
+    kept its number from being given away since so soon after, that another could have been made
+    at the same time. See reaching.is_same.
     ``file_handle``: the filesystem's handle of it, once it was needed; ``reopens``: whether that
     leads back to it on the mount it was seen on. ``parent``, ``name``: where it was seen last.
     ``opens``: what is open of it, which pins it. ``pins``: worker threads that use its descriptor.
@@ -63,6 +66,7 @@ class Inode:
 
     __slots__ = (
         "backing",
+        "birth",
         "device",
         "fd",
         "file_handle",
@@ -82,6 +86,7 @@ class Inode:
         "reopens",
         "replaced",
         "version",
+        "young",
     )
 
     def __init__(
@@ -102,6 +107,8 @@ class Inode:
         self.parent = parent
         self.name = name
         self.fd = -1
+        self.birth = 0
+        self.young = True
         self.file_handle: bytes | None = None
         self.reopens = False
         self.opens: list[Handle] | None = None
@@ -115,9 +122,14 @@ class Inode:
         self.version: tuple[int, int, int] | None = None
 
     @property
-    def identity(self) -> tuple[int, int]:
-        """Device number and inode number."""
-        return self.device.dev, self.ino
+    def identity(self) -> tuple[int, int, int]:
+        """Device number, inode number and birth."""
+        return self.device.dev, self.ino, self.birth
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether something keeps its number from being given away: a descriptor of ours."""
+        return self.fd >= 0 or bool(self.opens)
 
     @property
     def volume_top(self) -> Inode:

@@ -4,6 +4,11 @@ Only the most recently used inodes keep their O_PATH descriptor. The others are 
 file handle where the backing filesystem and our privileges allow it, else by parent and name.
 Whichever way, what is reached is checked to be the same inode, so a recycled inode number is
 never taken for the old file: the answer is ESTALE, upon which the kernel looks the name up again.
+
+An inode is told by device, number and the time when it was made. Two that had a number one after
+the other can have been made in the same tick of the clock only if the first was let go of by then;
+for those (*young* ones), and where the filesystem does not tell the time, the file handle decides,
+which has the generation.
 """
 
 from __future__ import annotations
@@ -12,12 +17,16 @@ import errno
 import os
 import stat
 import threading
+import time
 from collections import OrderedDict
 
 from volfs.fs.inodes.inode import DEEPEST, ROOT_ID, Inode
-from volfs.fs.native import fstat
+from volfs.fs.native import Status, birth_ns, fstat
 from volfs.linux import calls, syscalls
 from volfs.linux.syscalls import os_error
+
+_TICK_NS = 20_000_000
+"""Nanoseconds between two births that may be noted as the same: twice the slowest clock's tick."""
 
 _LEAST = 16
 """One request uses a few descriptors at once; they must not evict each other."""
@@ -83,21 +92,28 @@ class Descriptors:
     def drop(self, inode: Inode) -> None:
         """Close the inode's descriptor if it has one."""
         if inode.fd >= 0:
+            inode.young = is_young(inode.birth)
             del self._recent[inode]
             os.close(inode.fd)
             inode.fd = -1
 
+    def let_go(self, inode: Inode) -> None:
+        """Close the inode's descriptor if it has one, keeping what finds it again."""
+        if inode.fd >= 0:
+            learn_file_handle(inode, inode.fd)
+            self.drop(inode)
+
     def evict(self, inode: Inode) -> None:
         """Close the inode's descriptor, keeping what finds it again."""
         with self.lock:
-            if inode.fd >= 0 and not inode.pins and not inode.backing:
-                learn_file_handle(inode, inode.fd)
-                self.drop(inode)
+            if not inode.pins and not inode.backing:
+                self.let_go(inode)
 
     def released(self, inode: Inode, fd: int) -> None:
         """Note that ``fd``, an open handle of ``inode`` and maybe its last, is to be closed."""
         if inode.fd < 0 and not inode.opens:
             learn_file_handle(inode, fd)
+            inode.young = is_young(inode.birth)
 
     def make_room(self, opens: int) -> None:
         """Adapt to ``opens`` descriptors being used by open files and directories."""
@@ -128,8 +144,7 @@ class Descriptors:
                 status = fstat(inode.fd)
                 used = inode.pins or inode.backing
                 if stat.S_ISREG(status.st_mode) and status.st_nlink == 0 and not used:
-                    learn_file_handle(inode, inode.fd)
-                    self.drop(inode)
+                    self.let_go(inode)
                 else:
                     self._recent.move_to_end(inode)
         return len(oldest)
@@ -197,6 +212,37 @@ class Descriptors:
             self.drop(inode)
 
 
+def is_same(inode: Inode, status: Status, parent: Inode | None, name: bytes, fd: int) -> bool:
+    """Whether the file with this status, seen as ``name`` in ``parent``, is ``inode``.
+
+    It has the number of ``inode``, which nothing pinned all the time (else it is). ``fd`` is a
+    descriptor of it, without which some cannot be told (see needs_descriptor): they are two then.
+    """
+    birth = birth_ns(status)
+    known = bool(birth and inode.birth)
+    if known and birth != inode.birth:
+        return False
+    if known and not inode.young:
+        return True
+    if inode.file_handle is not None:
+        return fd >= 0 and inode.file_handle == file_handle_of(fd)[0]
+    # Only ever listed. Under another name it is taken for another, which costs no more than a
+    # look-up; but a directory could be somebody's working one.
+    return (inode.parent is parent and inode.name == name) or (not known and status.st_nlink > 1)
+
+
+def needs_descriptor(inode: Inode, status: Status) -> bool:
+    """Whether ``is_same`` compares file handles."""
+    birth = birth_ns(status)
+    told = birth and inode.birth and (birth != inode.birth or not inode.young)
+    return not told and inode.file_handle is not None
+
+
+def is_young(birth: int) -> bool:
+    """Whether an inode was made so lately that another one can have been made at the same time."""
+    return time.time_ns() - birth < _TICK_NS
+
+
 def learn_file_handle(inode: Inode, fd: int) -> None:
     """Have the inode know its file handle; ``fd`` is a descriptor of it."""
     if inode.file_handle is None:
@@ -222,11 +268,8 @@ def _open_child(directory: int, inode: Inode) -> int:
     except (FileNotFoundError, NotADirectoryError):
         raise os_error(errno.ESTALE) from None
     status = fstat(fd)
-    if (
-        status.st_ino != inode.ino
-        or status.st_dev != inode.device.dev
-        or (inode.file_handle is not None and inode.file_handle != file_handle_of(fd)[0])
-    ):
+    same_number = status.st_ino == inode.ino and status.st_dev == inode.device.dev
+    if not (same_number and is_same(inode, status, inode.parent, inode.name, fd)):
         os.close(fd)
         raise os_error(errno.ESTALE)
     return fd

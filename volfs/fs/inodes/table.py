@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from volfs.fs.agreement import Connection
 from volfs.fs.inodes.device import Device
 from volfs.fs.inodes.inode import ROOT_ID, Inode
-from volfs.fs.inodes.reaching import REACH, Descriptors, file_handle_of
-from volfs.fs.native import Status
+from volfs.fs.inodes.reaching import REACH, Descriptors, is_same, is_young, needs_descriptor
+from volfs.fs.native import Status, birth_ns
 from volfs.linux.syscalls import os_error
 
 _STEP = 0x1_0000_0001
@@ -88,7 +88,7 @@ class InodeTable:
         if device is None:
             return False
         inode = self._find(device, status.st_ino)
-        return inode is not None and not _is_pinned(inode)
+        return inode is not None and not inode.is_pinned
 
     # -- remembering and forgetting
 
@@ -114,23 +114,19 @@ class InodeTable:
         with self._lock:
             inode = self._find(device, status.st_ino)
             if inode is None:
-                number = device.node_id(status.st_ino)
-                inode = self._add(number, device, status.st_ino, parent, name)
-                if fd >= 0:
-                    self.descriptors.keep(inode, fd)
-            else:
-                if _is_pinned(inode):
-                    # All the time, so the number cannot have been given to another file.
-                    if fd >= 0:
-                        os.close(fd)
-                else:
-                    if created or _is_another(inode, status, parent, name, fd):
-                        inode = self._replace(inode)
-                    if fd >= 0:
-                        self.descriptors.keep(inode, fd)
-                inode.parent = parent
-                inode.name = name
-                inode.gone = False
+                inode = self._add(device.node_id(status.st_ino), device, status, parent, name)
+            elif not inode.is_pinned:
+                if not created and fd < 0 and needs_descriptor(inode, status):
+                    fd = os.open(name, REACH, dir_fd=self.reach(parent))
+                if created or not is_same(inode, status, parent, name, fd):
+                    inode = self._replace(inode, status)
+            if fd >= 0 and not inode.is_pinned:
+                self.descriptors.keep(inode, fd)
+            elif fd >= 0:
+                os.close(fd)
+            inode.parent = parent
+            inode.name = name
+            inode.gone = False
             inode.lookups += lookups
             return inode
 
@@ -141,7 +137,7 @@ class InodeTable:
             if device is None:
                 return
             inode = self._find(device, status.st_ino)
-            if inode is not None:
+            if inode is not None and self._is_still(inode, status, parent, name):
                 inode.parent = parent
                 inode.name = name
 
@@ -173,7 +169,7 @@ class InodeTable:
                 inode.gone = True
                 with self._lock:
                     if not inode.pins:
-                        self.descriptors.drop(inode)
+                        self.descriptors.let_go(inode)
 
     def close(self) -> None:
         """Close all descriptors."""
@@ -198,19 +194,38 @@ class InodeTable:
             return None
         return inode
 
+    def _is_still(self, inode: Inode, status: Status, parent: Inode, name: bytes) -> bool:
+        """Whether what is now ``name`` in ``parent`` is the inode that has its number, and of whose
+        name nothing follows: that has just changed."""
+        if inode.is_pinned:
+            return True
+        if not needs_descriptor(inode, status):
+            return is_same(inode, status, inode.parent, inode.name, -1)
+        try:
+            fd = os.open(name, REACH, dir_fd=self.reach(parent))
+        except OSError:
+            return False  # gone already, behind the mount
+        try:
+            return is_same(inode, status, inode.parent, inode.name, fd)
+        finally:
+            os.close(fd)
+
     def _add(
-        self, number: int, device: Device, ino: int, parent: Inode | None, name: bytes
+        self, number: int, device: Device, status: Status, parent: Inode | None, name: bytes
     ) -> Inode:
         """A new Inode, whose node id is its number or, if another has that, any other one."""
         node_id = number
         while node_id in self._nodes:
             node_id = (node_id + _STEP) % (1 << 64) or _STEP
+        ino = status.st_ino
         inode = self._nodes[node_id] = Inode(node_id, number, device, ino, parent, name)
+        inode.birth = birth_ns(status)
+        inode.young = is_young(inode.birth)
         if node_id != number:
             self._displaced[device.dev, ino] = inode
         return inode
 
-    def _replace(self, inode: Inode) -> Inode:
+    def _replace(self, inode: Inode, status: Status) -> Inode:
         """The Inode for the file that has got the number of ``inode``, whose file was deleted.
 
         A new one, with a node id of its own as long as the kernel knows the old one: that answers
@@ -223,12 +238,12 @@ class InodeTable:
             inode.generation += 1
             inode.file_handle = None
             inode.version = None
-            self.descriptors.drop(inode)
+            inode.birth = birth_ns(status)
+            inode.young = is_young(inode.birth)
             return inode
         inode.replaced = inode.gone = True
-        self.descriptors.drop(inode)
         self._undisplace(inode)
-        return self._add(inode.number, inode.device, inode.ino, inode.parent, inode.name)
+        return self._add(inode.number, inode.device, status, inode.parent, inode.name)
 
     def _remove(self, inode: Inode) -> None:
         """Forget an inode that the kernel has forgotten."""
@@ -238,7 +253,7 @@ class InodeTable:
         self.descriptors.drop(inode)
 
     def _undisplace(self, inode: Inode) -> None:
-        key = inode.identity
+        key = inode.device.dev, inode.ino
         if self._displaced.get(key) is inode:
             del self._displaced[key]
 
@@ -256,20 +271,3 @@ class InodeTable:
         if kept is not device:  # another thread was faster
             device.close()
         return kept
-
-
-def _is_pinned(inode: Inode) -> bool:
-    """Whether something keeps the inode's number from being given away."""
-    return inode.fd >= 0 or bool(inode.opens)
-
-
-def _is_another(inode: Inode, status: Status, parent: Inode, name: bytes, fd: int) -> bool:
-    """Whether a file seen with the number of ``inode``, which nothing pinned, is another one.
-
-    Told by file handle, which has the generation. A file that was only ever listed has none: under
-    another name it is taken for another (but a directory could be somebody's working one).
-    """
-    if inode.file_handle is not None:
-        return fd >= 0 and inode.file_handle != file_handle_of(fd)[0]
-    renamed = inode.parent is not parent or inode.name != name
-    return renamed and status.st_nlink == 1

@@ -9,6 +9,6 @@ Where it was not built the functions are those of the os module, and mounts are 
 Calls linux. Start at ``status``.
 """
 
-from volfs.fs.native.status import MadeStatus, Status, fstat, fstatat, open_path
+from volfs.fs.native.status import MadeStatus, Status, birth_ns, fstat, fstatat, open_path
 
-__all__ = ["MadeStatus", "Status", "fstat", "fstatat", "open_path"]
+__all__ = ["MadeStatus", "Status", "birth_ns", "fstat", "fstatat", "open_path"]

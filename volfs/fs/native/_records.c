@@ -9,6 +9,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #define NSEC 1000000000ULL
@@ -18,16 +19,42 @@
 typedef struct {
     PyObject_HEAD
     struct stat st;
+    struct timespec birth; /* 0 where the filesystem does not say */
 } Status;
 
 static PyTypeObject status_type;
 
-static PyObject *new_status(const struct stat *st)
+static PyObject *new_status(const struct statx *sx)
 {
     Status *self = PyObject_New(Status, &status_type);
-    if (self)
-        self->st = *st;
+    if (!self)
+        return NULL;
+#define TIMESPEC(time) {.tv_sec = (time).tv_sec, .tv_nsec = (time).tv_nsec}
+    self->st = (struct stat){
+        .st_dev = makedev(sx->stx_dev_major, sx->stx_dev_minor),
+        .st_ino = sx->stx_ino,
+        .st_mode = sx->stx_mode,
+        .st_nlink = sx->stx_nlink,
+        .st_uid = sx->stx_uid,
+        .st_gid = sx->stx_gid,
+        .st_rdev = makedev(sx->stx_rdev_major, sx->stx_rdev_minor),
+        .st_size = (off_t)sx->stx_size,
+        .st_blksize = sx->stx_blksize,
+        .st_blocks = (blkcnt_t)sx->stx_blocks,
+        .st_atim = TIMESPEC(sx->stx_atime),
+        .st_mtim = TIMESPEC(sx->stx_mtime),
+        .st_ctim = TIMESPEC(sx->stx_ctime),
+    };
+    self->birth = (struct timespec){0};
+    if (sx->stx_mask & STATX_BTIME)
+        self->birth = (struct timespec)TIMESPEC(sx->stx_btime);
     return (PyObject *)self;
+}
+
+/* statx(2) takes no longer than stat(2), and tells when the inode was made. */
+static int look(int fd, const char *name, int flags, struct statx *sx)
+{
+    return statx(fd, name, flags, STATX_BASIC_STATS | STATX_BTIME, sx);
 }
 
 #define UNSIGNED(name)                                                      \
@@ -40,7 +67,7 @@ static PyObject *new_status(const struct stat *st)
     static PyObject *get_##name(PyObject *self, void *closure)                                \
     {                                                                                         \
         (void)closure;                                                                        \
-        const struct timespec *time = &((Status *)self)->st.field;                            \
+        const struct timespec *time = &((Status *)self)->field;                               \
         /* In 64 bits from the year 1677 to 2262; beyond, by Python's arithmetic. */          \
         if (time->tv_sec > -9223372036LL && time->tv_sec < 9223372036LL)                      \
             return PyLong_FromLongLong(time->tv_sec * (long long)NSEC + time->tv_nsec);       \
@@ -72,15 +99,16 @@ UNSIGNED(st_rdev)
 UNSIGNED(st_size)
 UNSIGNED(st_blksize)
 UNSIGNED(st_blocks)
-TIME(st_atime_ns, st_atim)
-TIME(st_mtime_ns, st_mtim)
-TIME(st_ctime_ns, st_ctim)
+TIME(st_atime_ns, st.st_atim)
+TIME(st_mtime_ns, st.st_mtim)
+TIME(st_ctime_ns, st.st_ctim)
+TIME(birth_ns, birth)
 
 #define FIELD(name) {#name, get_##name, NULL, NULL, NULL}
 static PyGetSetDef status_fields[] = {
     FIELD(st_dev), FIELD(st_ino), FIELD(st_mode), FIELD(st_nlink), FIELD(st_uid),
     FIELD(st_gid), FIELD(st_rdev), FIELD(st_size), FIELD(st_blksize), FIELD(st_blocks),
-    FIELD(st_atime_ns), FIELD(st_mtime_ns), FIELD(st_ctime_ns), {0},
+    FIELD(st_atime_ns), FIELD(st_mtime_ns), FIELD(st_ctime_ns), FIELD(birth_ns), {0},
 };
 
 static void fill_attr(struct attr *attr, const struct stat *st, uint64_t ino)
@@ -164,34 +192,34 @@ static const char *name_in(PyObject *const *args, Py_ssize_t count, int *directo
 static PyObject *py_fstat(PyObject *module, PyObject *arg)
 {
     (void)module;
-    struct stat st;
+    struct statx sx;
     int result, fd = descriptor(arg);
     if (fd < 0)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = fstat(fd, &st);
+    result = look(fd, "", AT_EMPTY_PATH, &sx);
     Py_END_ALLOW_THREADS
-    return result < 0 ? failed() : new_status(&st);
+    return result < 0 ? failed() : new_status(&sx);
 }
 
 static PyObject *py_fstatat(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    struct stat st;
+    struct statx sx;
     int result, directory;
     const char *name = name_in(args, count, &directory);
     if (!name)
         return NULL;
     Py_BEGIN_ALLOW_THREADS
-    result = fstatat(directory, name, &st, AT_SYMLINK_NOFOLLOW);
+    result = look(directory, name, AT_SYMLINK_NOFOLLOW, &sx);
     Py_END_ALLOW_THREADS
-    return result < 0 ? failed() : new_status(&st);
+    return result < 0 ? failed() : new_status(&sx);
 }
 
 static PyObject *py_open_path(PyObject *module, PyObject *const *args, Py_ssize_t count)
 {
     (void)module;
-    struct stat st;
+    struct statx sx;
     int fd, error = 0, directory;
     const char *name = name_in(args, count, &directory);
     if (!name)
@@ -200,7 +228,7 @@ static PyObject *py_open_path(PyObject *module, PyObject *const *args, Py_ssize_
     fd = openat(directory, name, O_PATH | O_NOFOLLOW | O_CLOEXEC);
     if (fd < 0) {
         error = errno;
-    } else if (fstat(fd, &st) < 0) {
+    } else if (look(fd, "", AT_EMPTY_PATH, &sx) < 0) {
         error = errno;
         close(fd);
         fd = -1;
@@ -212,7 +240,7 @@ static PyObject *py_open_path(PyObject *module, PyObject *const *args, Py_ssize_
         errno = error;
         return failed();
     }
-    PyObject *status = new_status(&st), *number = PyLong_FromLong(fd), *result = NULL;
+    PyObject *status = new_status(&sx), *number = PyLong_FromLong(fd), *result = NULL;
     if (status && number)
         result = PyTuple_Pack(2, number, status);
     Py_XDECREF(status);

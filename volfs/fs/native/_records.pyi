@@ -33,6 +33,9 @@ class Status:
     def st_mtime_ns(self) -> int: ...
     @property
     def st_ctime_ns(self) -> int: ...
+    @property
+    def birth_ns(self) -> int:
+        """When the inode was made; 0 where the filesystem does not say."""
     def attr_out(self, number: int, timeout_ns: int, /) -> bytes:
         """struct fuse_attr_out, with ``number`` as inode number."""
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from volfs.errors import VolumeNotFoundError
 from volfs.fs.files import Found, Names
 from volfs.fs.inodes import HandleTable, InodeTable, RootHandle
-from volfs.fs.native import MadeStatus, Status
+from volfs.fs.native import MadeStatus, Status, fstat
 from volfs.fs.root.holders import OpenHolders, command_of, open_top
 from volfs.linux import syscalls
 from volfs.linux.identity import Requester
@@ -134,7 +134,7 @@ class Root:
         owner = Owner(ctx.uid, ctx.gid, mode & ~ctx.umask & 0o1777)
         _, fd = self._store.make(NewVolume(text, owner=owner))
         self._changed_ns = time.time_ns()
-        return self._files.found(self._inodes.root, name, fd)
+        return self._files.found(self._inodes.root, name, fd, created=True)
 
     def rmdir(self, name: bytes, ctx: Requester) -> None:
         """Remove a volume with its data, into the trash."""
@@ -144,7 +144,7 @@ class Root:
         except (VolumeNotFoundError, UnicodeDecodeError, FileNotFoundError):
             raise os_error(errno.ENOENT) from None
         # Found once more, so that it is known which inodes go with it.
-        top = self._inodes.remember(os.fstat(fd), self._inodes.root, name, fd, lookups=0)
+        top = self._inodes.remember(fstat(fd), self._inodes.root, name, fd, lookups=0)
         self._holders.await_releases(top)
         try:
             self._store.remove(text, by=_who(ctx), only_empty=self._only_empty)
@@ -168,7 +168,7 @@ class Root:
     def _note(self, name: str) -> None:
         fd = open_top(self._store.get(name))
         try:
-            self._inodes.moved(os.fstat(fd), self._inodes.root, name.encode())
+            self._inodes.moved(fstat(fd), self._inodes.root, name.encode())
         finally:
             os.close(fd)
 

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from volfs.fs.inodes import Handle, HandleTable, Inode
+from volfs.fs.native import birth_ns, fstat
 from volfs.holder import Holder
 from volfs.volume import Volume
 
@@ -31,12 +32,12 @@ class OpenHolders:
         except FileNotFoundError:
             return []
         try:
-            status = os.fstat(fd)
+            status = fstat(fd)
         finally:
             os.close(fd)
         return [
             Holder("open", _path(handle.inode), handle.pid, command_of(handle.pid))
-            for handle in self._open_in((status.st_dev, status.st_ino))
+            for handle in self._open_in((status.st_dev, status.st_ino, birth_ns(status)))
         ]
 
     def await_releases(self, top: Inode) -> None:
@@ -51,8 +52,8 @@ class OpenHolders:
             before, left = left, len(self._open_in(top.identity))
             patience = _PATIENCE if left < before else patience - 1
 
-    def _open_in(self, volume: tuple[int, int]) -> list[Handle]:
-        """What is open in the volume whose top directory is this (device number, inode)."""
+    def _open_in(self, volume: tuple[int, int, int]) -> list[Handle]:
+        """What is open in the volume whose top directory this is: see Inode.identity."""
         return [handle for handle in self._handles if handle.inode.volume_top.identity == volume]
 
 
