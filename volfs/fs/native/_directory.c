@@ -63,11 +63,12 @@ static uint64_t entry_number(uint64_t ino, uint64_t base)
 static size_t put_record(char *at, uint64_t ino, uint64_t off, uint32_t type, const char *name,
                          size_t length)
 {
-    struct dirent_head head = {.ino = ino, .off = off, .namelen = (uint32_t)length, .type = type};
-    size_t size = PADDED(sizeof head + length);
-    memcpy(at, &head, sizeof head);
-    memcpy(at + sizeof head, name, length);
-    memset(at + sizeof head + length, 0, size - sizeof head - length);
+    struct dirent_head *head = (struct dirent_head *)at; /* all begin at a multiple of 8 bytes */
+    size_t size = PADDED(sizeof *head + length);
+    char *end = at + sizeof *head + length;
+    *head = (struct dirent_head){.ino = ino, .off = off, .namelen = (uint32_t)length, .type = type};
+    memcpy(at + sizeof *head, name, length);
+    memset(end, 0, (size_t)(at + size - end));
     return size;
 }
 
