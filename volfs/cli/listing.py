@@ -247,7 +247,7 @@ def inspect(scope: str | None, no_size: bool, as_json: bool, names: tuple[str, .
     or a file open through the tree. What one may see of others' processes is up to the kernel:
     root sees all, a user sees their own.
     """
-    from volfs.store.usage import tree_mounts
+    from volfs.store import tree_mounts
 
     found = []
     with open_scope(scope) as opened:

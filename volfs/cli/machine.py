@@ -29,7 +29,7 @@ from volfs.docker.listener import answers
 from volfs.errors import PluginError
 from volfs.linux import syscalls
 from volfs.linux.mountinfo import MountTable
-from volfs.store.usage import tree_mounts
+from volfs.store import tree_mounts
 
 _APT = "sudo apt-get install -y"
 _FUSE_DEVICE = Path("/dev/fuse")

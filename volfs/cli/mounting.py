@@ -113,7 +113,7 @@ def umount(lazy: bool, mountpoints: tuple[str, ...]) -> int:
 def _who_is_busy(mountpoint: str, error: MountError) -> str:
     if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EBUSY:
         return ""
-    from volfs.store.usage import mount_users
+    from volfs.store import mount_users
 
     users = mount_users(os.path.realpath(mountpoint))
     if not users:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from volfs.errors import PluginError
 from volfs.linux.mountinfo import MountTable
-from volfs.store.usage import FSTYPE
+from volfs.store import FSTYPE
 from volfs.volume import Volume
 
 OPTION = "path"

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from volfs.copies.tree import copy_tree
+from volfs.copies import copy_tree
 from volfs.errors import VolumeNotFoundError
 from volfs.linux.deletion import after, delete_tree, never
 from volfs.linux.durable import opened

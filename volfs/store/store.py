@@ -41,7 +41,7 @@ from volfs.volume import (
 
 _log = logging.getLogger(__name__)
 
-_UNSEEN = " (nothing is mounted: a runtime that is gone loses its hold within a minute)"
+_UNSEEN = " (nothing is mounted: the reference of a runtime that is gone is dropped within a minute)"
 
 HolderSource = Callable[[Volume], Iterable[Holder]]
 
