@@ -1,4 +1,4 @@
-"""Volume and Driver: the two interfaces, what a name may be, and how a new volume is asked for."""
+"""Volume and Driver, what more some drivers can do, what a name may be, and NewVolume."""
 
 from __future__ import annotations
 

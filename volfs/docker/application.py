@@ -1,7 +1,7 @@
 """The volume plugin protocol over HTTP, as an ASGI application.
 
-What moby and podman make of an answer: moby takes ``Err`` at any status, podman only at others
-than 200. So every failure has a status of its own; that Get finds no volume is none.
+moby heeds ``Err`` in an answer of any status, podman only where the status is not 200. So every
+failure is answered with another one; that Get finds no volume counts as no failure.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from volfs.docker.plugin import VolumePlugin
 from volfs.errors import VolfsError
 
 BODY_MAX = 1 << 20
-"""Bytes of a request at most."""
+"""Largest request, in bytes."""
 
 BODY_TIMEOUT = 30.0
 """Seconds that a client may take to send a request."""
 
 _SURPLUS = 16 * BODY_MAX
 _SURPLUS_TIMEOUT = 2.0
-"""Of a request that is too large so many bytes more are read, for so many seconds, since most
-clients look for an answer only when they have sent all."""
+"""How much of an oversized request is still read, in bytes, and for how many seconds: most clients
+look for an answer only when they have sent everything."""
 
 log = logging.getLogger(__name__)
 

@@ -36,29 +36,29 @@ LABEL = "label."
 
 _LOOKING = 16
 _CHANGING = 48
-"""Calls of the store under way at once that only look, and that change something. Neither copies
-that take minutes nor a tree that hangs must keep others from being answered."""
+"""How many calls of the store run at once: those that only look, and those that change something.
+Copies that take minutes, or a tree that hangs, must not keep others from being answered."""
 
 _LINGER = 1.5
-"""Seconds until a tree has no more reason to show what was; a little over the root_timeout of
-volfs.fs.cache."""
+"""Seconds for which a tree may still show a volume that is gone; a little over the root_timeout of
+volfs.fs.files.cache."""
 
 _LOOK_AGAIN = 0.05
 _PATIENCE = 10.0
-"""Seconds after which a tree is taken to hang; dockerd waits for two minutes, podman for five
-seconds, unless they are told otherwise."""
+"""Seconds after which a tree counts as hung. By default dockerd waits for two minutes, podman for
+five seconds."""
 
-_RELEASE_TIME = 0.1
 _RELEASES = 10
-"""So often so many seconds are waited for files to be closed: the kernel tells a tree of them
-after the process that had them has ended."""
+_RELEASE_TIME = 0.1
+"""Retries, and the seconds between them, while files are closing: the kernel tells a tree of that
+only after the process that had them open has ended."""
 
 
 class VolumePlugin:
     """Answers the requests of dockerd and podman on a store.
 
-    Methods raise what the store raises, and PluginError. They may be cancelled; what a thread is
-    at goes on then, and is never half done.
+    Methods raise what the store raises, and PluginError. When one is cancelled, the call that it
+    has under way in a thread still runs to its end.
     """
 
     def __init__(self, store: VolumeStore, places: Places) -> None:
@@ -143,7 +143,7 @@ class VolumePlugin:
         return {"Mountpoint": place}
 
     async def unmount(self, request: Request) -> Reply:
-        """Note that a container does not use the volume any more. What is not known is done."""
+        """Note that a container no longer uses the volume. It need not have been known to."""
         try:
             check_name(request.name)
         except InvalidNameError:

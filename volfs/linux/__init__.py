@@ -1,6 +1,11 @@
-"""Linux, as Python does not offer it: system calls, identities, durable small files, walks.
+"""Linux, as Python does not offer it: the ground floor, which imports no other room.
 
-The ground floor: nothing here knows of volumes, and nothing in it imports another room. Its
-modules are used one by one; ``syscalls`` says what is missed in ``os``, ``calls`` what a request
-needs often, ``identity`` how the daemon acts as somebody else.
+Nothing here knows of volumes. The modules are independent tools, so each is imported by itself:
+
+- ``syscalls``   what ``os`` lacks, by ctypes; ``calls``, what a request needs often, in C if built
+- ``identity``   the privileges of the daemon, and how it acts as somebody else
+- ``durable``    directories by descriptor, small files that are on disk when a call returns
+- ``walking``    walking through a tree that others change
+- ``deletion``   deleting a tree whatever is in it
+- ``mountinfo``  the mount table of a process
 """

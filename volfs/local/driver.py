@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 _NO_ROOM = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT))
 _PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _COPIES = 3
-"""How often a copy is begun anew because somebody took away what was there of it."""
+"""How often a copy is tried: a housekeeper may take it, unfinished, for a crash's leftover."""
 
 
 class LocalDriver:

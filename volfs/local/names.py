@@ -222,12 +222,12 @@ class Names:
 
 
 def not_found(name: str) -> VolumeNotFoundError:
-    """Return the error that says so."""
+    """Return the error for a name that no volume has."""
     return VolumeNotFoundError(f"no volume {name!r}")
 
 
 def exists(name: str) -> VolumeExistsError:
-    """Return the error that says so."""
+    """Return the error for a name that a volume has already."""
     return VolumeExistsError(f"volume {name!r} exists already")
 
 

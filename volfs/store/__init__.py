@@ -1,7 +1,9 @@
 """The store: the volumes of all drivers, who uses them, and so what may be done to them.
 
-Calls the drivers through the words, and linux. Start at ``store``; ``references`` keeps on disk
-which runtimes use what, ``usage`` reads from /proc who has it mounted or open.
+Calls drivers through the protocols of ``volfs.volume``, and linux; only ``opening``, which puts a
+store together from a scope, knows the local driver. Start at ``store``. ``references`` keeps on
+disk which runtimes use what, ``usage`` reads from /proc who has it mounted or open. Daemons import
+``housekeeping`` by itself: it needs trio, for which the command line has no time.
 """
 
 from volfs.store.drivers import DriverRegistry

@@ -41,7 +41,7 @@ from volfs.volume import (
 
 _log = logging.getLogger(__name__)
 
-_UNSEEN = " (nothing is mounted: a runtime that is gone loses its hold within a minute)"
+_UNSEEN = " (nothing is mounted: if the runtime is gone, its reference is dropped within a minute)"
 
 HolderSource = Callable[[Volume], Iterable[Holder]]
 
@@ -424,7 +424,8 @@ def _copying(driver: Driver) -> CopyingDriver:
     if isinstance(driver, CopyingDriver):
         return driver
     raise UnsupportedError(
-        f"driver {driver.name!r} cannot copy volumes, nor make them of an archive"
+        f"driver {driver.name!r} cannot copy volumes, nor make them of archives: create a volume,"
+        " and copy the files"
     )
 
 

@@ -43,7 +43,8 @@ class Reference:
 
     ``since`` is when it was last acquired, for people to read (None: not known); ``awake`` the
     same in seconds of CLOCK_MONOTONIC in that boot, which no change of the clock moves. A file
-    that is no reference counts as one without an origin: it holds, and its id tells where it is.
+    that cannot be read as a reference still keeps its volume from being removed: it is shown as
+    one without an origin, whose id names the file.
     """
 
     id: str
@@ -89,7 +90,7 @@ class ReferenceTable(Protocol):
         ...
 
     def held(self, *names: str, shared: bool = False) -> AbstractContextManager[None]:
-        """Keep others from acquiring and removing these volumes; ``shared``: from removing."""
+        """Keep others from acquiring and removing these volumes; with ``shared`` from removing."""
         ...
 
     def drop_stale(self, volumes: Iterable[Volume]) -> None:
