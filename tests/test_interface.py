@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import volfs
-from tests.model.memory import MemoryDriver
+from tests.words.memory import MemoryDriver
 from volfs import errors
 
 pytestmark = pytest.mark.any_level

@@ -1,4 +1,10 @@
-"""The command line: a face for people, and with ``--json`` for programs."""
+"""The command line: a face for people, and with ``--json`` for programs.
+
+A module for each command or a few that belong together, named for what they are about; imported
+when the command is called, with what it needs of the store, so that the others start quickly.
+``output`` is how things are shown, ``scope`` which scope is meant, ``daemon`` and ``services`` how
+a tree or a plugin is served. Calls all rooms. Start here, and go on at ``volumes``.
+"""
 
 from __future__ import annotations
 
