@@ -146,7 +146,9 @@ class Filesystem:
 
     def without_handles(self) -> None:
         """Go on as on a filesystem without file handles, or without the right to use them."""
-        self.root_inode.device.close()
+        device = self.root_inode.device
+        self.descriptors.unanchor(device)
+        device.has_handles = False
 
     def evict(self, node_id: int) -> None:
         """Take the descriptor of an inode away."""

@@ -136,7 +136,6 @@ async def prepared(workspace: Path, *, slow: bool) -> AsyncIterator[Bench]:
     assert bench.table.waiting == 0
     assert bench.descriptors() == 0, "descriptors for locks outlived all handles"
     bench.table.close()
-    bench.device.close()
 
 
 @contextmanager

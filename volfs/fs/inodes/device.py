@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import stat
+from collections.abc import Collection
 
 from volfs.linux import syscalls
 
@@ -31,63 +32,86 @@ _NETWORK = frozenset(
     )
 )
 
-# Node ids of devices other than the scope's: the top bit, 15 bits of the device, 48 of the inode.
-_FOREIGN = 1 << 63
-_INODE_BITS = 48
+# Inode numbers of filesystems other than the scope's: below 2^48, so that programs that have them
+# as doubles or signed numbers (Node.js, Java) do not confuse them. The top bit; then 14 bits for
+# the filesystem and 32 for the number; or, where that has more, the next bit and 46 of a hash.
+_FOREIGN = 1 << 47
+_LARGE = 1 << 46
+_TAG_BITS = 14
+_INODE_BITS = 32
+_MASK = (1 << 64) - 1
+
+
+class Anchor:
+    """A descriptor on a mount, which open_by_handle_at(2) takes; shared by its filesystems.
+
+    (The subvolumes of a btrfs are filesystems of their own on one mount.)
+    """
+
+    __slots__ = ("fd", "mount_id", "users")
+
+    def __init__(self, fd: int, mount_id: int) -> None:
+        self.fd = fd
+        self.mount_id = mount_id
+        self.users = 0
 
 
 class Device:
     """What the tree needs to know of the filesystem with device number ``dev``.
 
     ``slow``: its calls can block for long and must not run on the event loop.
-    ``anchor``: a descriptor on it for open_by_handle_at, -1 where handles do not work;
-    ``mount_id``: the mount that the anchor is on, and so what is opened with it.
-    ``nowait``: preadv2's RWF_NOWAIT works on it.
+    ``anchor``: what its files are found again with, None where file handles do not work, or while
+    none of them is known. ``known``: how many are. ``nowait``: preadv2's RWF_NOWAIT works on it.
     ``passthrough``: as far as is known, the kernel can read its files itself.
     ``reserves``: it keeps blocks for root.
-    ``base``: what is added to inode numbers in node ids; 0 where these are the numbers.
+    ``base``: of the numbers that users see of its files; 0 where these are the files' own.
     """
 
-    __slots__ = ("anchor", "base", "dev", "mount_id", "nowait", "passthrough", "reserves", "slow")
+    __slots__ = (
+        "anchor",
+        "base",
+        "dev",
+        "has_handles",
+        "known",
+        "nowait",
+        "passthrough",
+        "reserves",
+        "slow",
+    )
 
-    def __init__(self, dev: int, fd: int, *, main: bool) -> None:
+    def __init__(self, dev: int, fd: int, *, main: bool, taken: Collection[int] = ()) -> None:
+        """``fd`` is a descriptor on it; ``taken`` are the bases of others."""
         self.dev = dev
         self.slow = syscalls.filesystem_type(fd) in _NETWORK
         self.nowait = True
         self.passthrough = True
-        self.reserves = not self.slow and _has_reserve(fd)
-        self.base = (
-            0
-            if main
-            else _FOREIGN | (os.major(dev) << 8 ^ os.minor(dev)) % (1 << 15) << _INODE_BITS
-        )
-        self.anchor, self.mount_id = _anchor(fd)
+        self.known = 0
+        self.anchor: Anchor | None = None
+        self.has_handles = True
+        status = os.fstatvfs(fd)
+        self.reserves = not self.slow and status.f_bavail != status.f_bfree
+        self.base = 0 if main else _base(status.f_fsid or dev, taken)
 
     def node_id(self, ino: int) -> int:
-        """The node id for inode number ``ino``: itself on the scope's device, where users see it.
+        """The number that users see of inode number ``ino``, and its node id if that is free:
+        itself on the scope's filesystem.
 
-        A pure function, so that numbers stay over forgetting and remounting.
+        A pure function, so that numbers stay over forgetting and remounting. (As long as two
+        filesystems do not have the same 14 bits: then the one that is met first has them.)
         """
         if not self.base and ino != 0:
             return ino
         # Zero as a node id says that there is no such file.
-        return (self.base or _FOREIGN) + ino % (1 << _INODE_BITS)
-
-    def close(self) -> None:
-        if self.anchor >= 0:
-            os.close(self.anchor)
-            self.anchor = -1
+        base = self.base or _FOREIGN
+        if ino < 1 << _INODE_BITS:
+            return base | ino
+        return _FOREIGN | _LARGE | _mixed(ino + base) >> 18
 
 
-def _has_reserve(fd: int) -> bool:
-    status = os.fstatvfs(fd)
-    return status.f_bavail != status.f_bfree
-
-
-def _anchor(fd: int) -> tuple[int, int]:
-    """A descriptor that open_by_handle_at takes for the filesystem of ``fd``, or -1; its mount."""
+def open_anchor(fd: int) -> Anchor | None:
+    """An anchor on the mount that ``fd`` is on; None where no files are found again with it."""
     if stat.S_IFMT(os.fstat(fd).st_mode) not in (stat.S_IFDIR, stat.S_IFREG):
-        return -1, -1
+        return None
     anchor = -1
     try:
         anchor = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
@@ -97,5 +121,22 @@ def _anchor(fd: int) -> tuple[int, int]:
         log.debug("no file handles on the device of descriptor %d: %s", fd, error)
         if anchor >= 0:
             os.close(anchor)
-        return -1, -1
-    return anchor, mount_id
+        return None
+    return Anchor(anchor, mount_id)
+
+
+def _base(fsid: int, taken: Collection[int]) -> int:
+    tag = _mixed(fsid & _MASK) >> 64 - _TAG_BITS
+    while True:
+        base = _FOREIGN | tag << _INODE_BITS
+        if base not in taken or len(taken) >= 1 << _TAG_BITS:
+            return base
+        tag = (tag + 1) % (1 << _TAG_BITS)
+
+
+def _mixed(number: int) -> int:
+    """64 bits, each of which depends on each of the number's (the finalizer of splitmix64)."""
+    number &= _MASK
+    number = (number ^ number >> 30) * 0xBF58476D1CE4E5B9 & _MASK
+    number = (number ^ number >> 27) * 0x94D049BB133111EB & _MASK
+    return number ^ number >> 31

@@ -20,6 +20,7 @@ import threading
 import time
 from collections import OrderedDict
 
+from volfs.fs.inodes.device import Anchor, Device, open_anchor
 from volfs.fs.inodes.inode import DEEPEST, ROOT_ID, Inode
 from volfs.fs.native import Status, birth_ns, fstat
 from volfs.linux import calls, syscalls
@@ -27,6 +28,9 @@ from volfs.linux.syscalls import os_error
 
 _TICK_NS = 20_000_000
 """Nanoseconds between two births that may be noted as the same: twice the slowest clock's tick."""
+
+_ANCHORS = 16
+"""One descriptor in so many may be an anchor."""
 
 _LEAST = 16
 """One request uses a few descriptors at once; they must not evict each other."""
@@ -48,6 +52,7 @@ class Descriptors:
         self._reserved = reserved + max(_LEAST, limit // 64)
         self._capacity = 0
         self._recent: OrderedDict[Inode, None] = OrderedDict()
+        self._anchors: dict[int, Anchor] = {}
         self.make_room(0)
 
     def __len__(self) -> int:
@@ -118,11 +123,44 @@ class Descriptors:
     def make_room(self, opens: int) -> None:
         """Adapt to ``opens`` descriptors being used by open files and directories."""
         self._capacity = max(
-            min(self._limit * 3 // 4, self._limit - self._reserved - opens), _LEAST
+            min(
+                self._limit * 3 // 4,
+                self._limit - self._reserved - len(self._anchors) - opens,
+            ),
+            _LEAST,
         )
         if len(self._recent) > self._capacity:
             with self.lock:
                 self._evict_oldest()
+
+    def anchor(self, device: Device, fd: int) -> None:
+        """Have what the files of a device are found again with; ``fd`` is a descriptor on it.
+
+        An anchor of the same mount serves as well; and there are not too many of them.
+        """
+        if not device.has_handles or device.anchor is not None:
+            return
+        mount_id = file_handle_of(fd)[1]
+        anchor = self._anchors.get(mount_id)
+        if anchor is None and len(self._anchors) < self._limit // _ANCHORS:
+            opened = open_anchor(fd)
+            device.has_handles = opened is not None
+            if opened is not None:
+                anchor = self._anchors.setdefault(opened.mount_id, opened)
+                if anchor is not opened:  # another thread was faster
+                    os.close(opened.fd)
+        if anchor is not None:
+            device.anchor = anchor
+            anchor.users += 1
+
+    def unanchor(self, device: Device) -> None:
+        """Let go of a device's anchor, as no file of it is known."""
+        anchor, device.anchor = device.anchor, None
+        if anchor is not None:
+            anchor.users -= 1
+            if anchor.users == 0:
+                del self._anchors[anchor.mount_id]
+                os.close(anchor.fd)
 
     def release_deleted(self, limit: int) -> int:
         """Look at the ``limit`` least recently used descriptors; let go of deleted files.
@@ -162,8 +200,9 @@ class Descriptors:
         lent: list[int] = []
         try:
             while True:
-                if here.reopens and here.file_handle is not None:
-                    fd = syscalls.open_by_handle_at(here.device.anchor, here.file_handle, os.O_PATH)
+                anchor = here.device.anchor
+                if here.reopens and here.file_handle is not None and anchor is not None:
+                    fd = syscalls.open_by_handle_at(anchor.fd, here.file_handle, os.O_PATH)
                     fd = self._keep_or_lend(here, fd, inode, lent)
                     break
                 above.append(here)
@@ -248,7 +287,8 @@ def learn_file_handle(inode: Inode, fd: int) -> None:
     if inode.file_handle is None:
         inode.file_handle, mount_id = file_handle_of(fd)
         # On another mount of the device its options could be others (a read-only bind mount).
-        inode.reopens = inode.device.anchor >= 0 and mount_id == inode.device.mount_id
+        anchor = inode.device.anchor
+        inode.reopens = anchor is not None and mount_id == anchor.mount_id
 
 
 def file_handle_of(fd: int) -> tuple[bytes | None, int]:

@@ -40,6 +40,8 @@ class InodeTable:
         self._displaced: dict[tuple[int, int], Inode] = {}
         main = Device(os.fstat(scope_fd).st_dev, scope_fd, main=True)
         self._devices = {main.dev: main}
+        descriptors.anchor(main, scope_fd)
+        main.known = 1  # the scope itself, so that its anchor stays
         self.root = Inode(ROOT_ID, ROOT_ID, main, 0, None, b"")
         self.root.lookups = 1
         self._nodes[ROOT_ID] = self.root
@@ -121,6 +123,8 @@ class InodeTable:
                 if created or not is_same(inode, status, parent, name, fd):
                     inode = self._replace(inode, status)
             if fd >= 0 and not inode.is_pinned:
+                if device.anchor is None and not device.slow:
+                    self.descriptors.anchor(device, fd)
                 self.descriptors.keep(inode, fd)
             elif fd >= 0:
                 os.close(fd)
@@ -176,7 +180,7 @@ class InodeTable:
         with self._lock:
             self.descriptors.close()
             for device in self._devices.values():
-                device.close()
+                self.descriptors.unanchor(device)
             self._nodes.clear()
             self._displaced.clear()
             self._devices.clear()
@@ -221,6 +225,7 @@ class InodeTable:
         inode = self._nodes[node_id] = Inode(node_id, number, device, ino, parent, name)
         inode.birth = birth_ns(status)
         inode.young = is_young(inode.birth)
+        device.known += 1
         if node_id != number:
             self._displaced[device.dev, ino] = inode
         return inode
@@ -251,6 +256,10 @@ class InodeTable:
         inode.forgotten = True
         self._undisplace(inode)
         self.descriptors.drop(inode)
+        inode.device.known -= 1
+        if not inode.device.known:
+            # An anchor would keep the filesystem from being unmounted, or a removed one's space.
+            self.descriptors.unanchor(inode.device)
 
     def _undisplace(self, inode: Inode) -> None:
         key = inode.device.dev, inode.ino
@@ -262,12 +271,11 @@ class InodeTable:
         if fd < 0:
             fd = own = os.open(name, REACH, dir_fd=self.reach(parent))
         try:
-            device = Device(status.st_dev, fd, main=False)
+            taken = {device.base for device in self._devices.copy().values()}
+            device = Device(status.st_dev, fd, main=False, taken=taken)
+            device = self._devices.setdefault(status.st_dev, device)
+            self.descriptors.anchor(device, fd)  # may block
+            return device
         finally:
             if own >= 0:
                 os.close(own)
-        with self._lock:
-            kept = self._devices.setdefault(status.st_dev, device)
-        if kept is not device:  # another thread was faster
-            device.close()
-        return kept

@@ -17,8 +17,9 @@ struct dirent_raw { /* struct linux_dirent64 */
 };
 
 #define PADDED(size) (((size) + 7) & ~(size_t)7)
-#define INODE_BITS 48 /* of the number, in the node ids of devices that have a base */
-#define FOREIGN (1ULL << 63) /* the top bit, which all bases have */
+/* As in inodes/device.py: all bases have the first; a number of more than 32 bits is hashed. */
+#define FOREIGN (1ULL << 47)
+#define LARGE (1ULL << 46)
 
 #define CHUNK 32768
 #define USUAL_ENTRY 40 /* bytes of an entry in getdents64(2), with a name of up to 20 bytes */
@@ -57,7 +58,14 @@ static uint64_t entry_number(uint64_t ino, uint64_t base)
 {
     if (!base && ino)
         return ino;
-    return (base ? base : FOREIGN) + ino % (1ULL << INODE_BITS);
+    if (!base)
+        base = FOREIGN;
+    if (!(ino >> 32))
+        return base | ino;
+    uint64_t mixed = ino + base;
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9ULL;
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EBULL;
+    return FOREIGN | LARGE | (mixed ^ mixed >> 31) >> 18;
 }
 
 static size_t put_record(char *at, uint64_t ino, uint64_t off, uint32_t type, const char *name,

@@ -64,8 +64,8 @@ def list_bare(
 
     They are struct fuse_dirent, or with ``plus`` struct fuse_direntplus whose node id is 0, which
     does not count as looked up. Inode numbers are those that the directory tells, or, where
-    ``base`` is not 0, that plus the number's low 48 bits; ``own`` and ``parent`` those of the
-    dots. Empty at the end, and of a directory that was removed. Raises OSError(EINVAL) if there
+    ``base`` is not 0, what Device.node_id makes of them; ``own`` and ``parent`` those of the dots.
+    Empty at the end, and of a directory that was removed. Raises OSError(EINVAL) if there
     is no room for the next entry. A descriptor has one position: one call at a time.
     """
 
