@@ -102,6 +102,16 @@ def test_record_locks_are_changed_in_place(sides: Sides) -> None:
 
 
 @everywhere
+def test_of_several_conflicting_locks_the_first_is_told(sides: Sides) -> None:
+    """The first in the file, in whatever order they were set."""
+    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
+    for start, kind in ((50, WRITE), (10, READ), (30, WRITE), (20, READ)):
+        assert sides.one("set", one, kind, start, 5) is None
+    for start, kind, first in ((0, WRITE, 10), (12, WRITE, 10), (16, WRITE, 20), (0, READ, 30)):
+        assert sides.other("get", other, kind, start)[1] == first
+
+
+@everywhere
 def test_locks_of_descriptions(sides: Sides) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
     second = sides.one("open", sides.one_path)

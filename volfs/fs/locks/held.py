@@ -145,7 +145,7 @@ class LockedFile:
         return not (self.owners or self.flocks or self.unflushed)
 
     def against(self, number: int, lock: Lock) -> list[tuple[int, Lock]]:
-        """What keeps owner ``number`` from this record lock: one lock of each other owner."""
+        """What keeps owner ``number`` from this record lock: the first lock of each other owner."""
         found = []
         for other, owner in list(self.owners.items()):
             if other != number:
@@ -204,4 +204,4 @@ def _after(before: list[Held], new: Held) -> list[Held]:
                 rest.append(old._replace(start=new.end + 1))
     if new.kind != fcntl.F_UNLCK:
         rest.append(new)
-    return rest
+    return sorted(rest, key=lambda held: held.start)

@@ -65,7 +65,9 @@ class LockTable:
     # -- asking and setting
 
     def try_get(self, handle: FileHandle, owner: int, lock: Lock) -> Lock:
-        """A lock that keeps ``owner`` from setting this record lock; F_UNLCK if none does.
+        """The lock that keeps ``owner`` from setting this record lock; F_UNLCK if none does.
+
+        Of several it is the first in the file, as programs expect of fcntl(2).
 
         Asked with F_UNLCK, one of the owner's own in that range, as F_OFD_GETLK has it.
         """
@@ -73,8 +75,9 @@ class LockTable:
         with self._exclusion(inode.device):
             file = self._files.get(inode)
             if file is not None and lock.kind != fcntl.F_UNLCK:
-                for _, other in file.against(owner, lock):
-                    return other
+                found = [other for _, other in file.against(owner, lock)]
+                if found:
+                    return min(found, key=lambda other: other.start)
             own = file.owners.get(owner) if file is not None else None
             # Without own locks any description will do: there are no record locks on handles'.
             fd = own.fd if own is not None and own.fd >= 0 else self._descriptor(handle)
