@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from tests.children import needs_root
-from tests.cli.running import PROGRAM, ROOT, Result, names, on_terminal, volfs
+from tests.cli.running import Result, names, on_terminal, volfs
 from tests.conftest import open_workspace, wait_for
 from tests.copies.trees import make_tree, seen
 from tests.filesystems import btrfs
+from tests.interpreter import PROGRAM, ROOT
 from tests.local.scopes import age, hidden_entries
 
 pytestmark = pytest.mark.any_level

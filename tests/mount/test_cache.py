@@ -31,7 +31,7 @@ def mounts() -> Iterator[dict[str, Mounted]]:
     with open_workspace() as workspace, mounting(workspace) as mount:
         policies = ("never", "auto", "always")
         yield {
-            policy: mount(cache=policy, preexec=few_descriptors(DESCRIPTORS)) for policy in policies
+            policy: mount(cache=policy, prepare=few_descriptors(DESCRIPTORS)) for policy in policies
         }
 
 
