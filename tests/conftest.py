@@ -83,6 +83,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_collection_finish() -> None:
+    # All that was collected lives to the end. Looked through anew in each collection of garbage,
+    # of which ``open_descriptors`` asks for many, it would take a minute in all.
+    gc.collect()
+    gc.freeze()
+
+
 def wait_for(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
     """Poll until ``condition()`` is true; fail after ``deadline`` seconds."""
     end = time.monotonic() + deadline
