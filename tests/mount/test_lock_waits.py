@@ -13,7 +13,7 @@ from tests.mount.comparing import Pair
 from tests.mount.locker import Locker
 from tests.mount.locking import NONE, READ, WRITE, Sides, begin_to_wait, everywhere, take
 
-pytestmark = pytest.mark.needs_tap
+pytestmark = [pytest.mark.needs_tap, pytest.mark.no_data]
 
 ADDING = """
 import fcntl, os, sys

@@ -13,6 +13,8 @@ from tests.conftest import MountFactory, few_descriptors
 from tests.mount.comparing import Pair, outcome
 from volfs.linux import syscalls
 
+pytestmark = pytest.mark.no_data
+
 NAMES = {
     "one letter": b"a",
     "255 bytes": b"n" * 255,

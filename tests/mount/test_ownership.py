@@ -21,6 +21,8 @@ from tests.conftest import Mounted, MountFactory
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
 
+pytestmark = pytest.mark.no_data
+
 P = ParamSpec("P")
 
 MEMBERS = 2000

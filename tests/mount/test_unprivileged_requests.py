@@ -18,7 +18,7 @@ from tests.mount.test_unnamed import name_it, unnamed
 from volfs.fs.files import flags
 from volfs.linux import syscalls
 
-pytestmark = pytest.mark.needs_tap
+pytestmark = [pytest.mark.needs_tap, pytest.mark.no_data]
 
 MIB = 1 << 20
 
