@@ -61,7 +61,18 @@ class VolumePlugin:
     at goes on then, and is never half done.
     """
 
-    def __init__(self, store: VolumeStore, places: Places) -> None:
+    def __init__(
+        self,
+        store: VolumeStore,
+        places: Places,
+        *,
+        patience: float = _PATIENCE,
+        release_time: float = _RELEASE_TIME,
+    ) -> None:
+        """``patience``: seconds after which a tree counts as hung. ``release_time``: those between
+        two attempts to remove a volume whose files are closing."""
+        self._patience = patience
+        self._release_time = release_time
         self._store = store
         self._places = places
         self._caller = Caller()
@@ -128,7 +139,7 @@ class VolumePlugin:
                 open_only = error.holders and all(item.kind == "open" for item in error.holders)
                 if attempt == _RELEASES or not open_only:
                     raise
-                await trio.sleep(_RELEASE_TIME)
+                await trio.sleep(self._release_time)
             else:
                 break
         return {}
@@ -153,7 +164,7 @@ class VolumePlugin:
     async def _reach(self, volume: Volume) -> str:
         """Return the place of a volume once it can be seen there. Raises PluginError."""
         start = trio.current_time()
-        with trio.move_on_at(start + _PATIENCE):
+        with trio.move_on_at(start + self._patience):
             place = await self._look(partial(self._places.require, volume))
             while True:
                 try:
