@@ -20,7 +20,9 @@ from typing import Any, Self
 
 from tests import interpreter
 from tests.conftest import wait_for
-from tests.interpreter import PROGRAM, ROOT, User
+from tests.interpreter import PROGRAM as PROGRAM
+from tests.interpreter import ROOT as ROOT
+from tests.interpreter import User
 from volfs.cli import cli
 
 HELPER = [sys.executable, "-c", "from volfs.cli.fstab import main; main()"]

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import HELPER, Result, elsewhere, process, program, running
+from tests.cli.running import HELPER, ROOT, Result, elsewhere, process, program, running
 from tests.conftest import wait_for
-from tests.interpreter import ROOT
 from volfs.cli.options import OPTIONS
 from volfs.linux.mountinfo import Mount, MountTable
 
