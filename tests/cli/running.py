@@ -27,6 +27,9 @@ from volfs.cli import cli
 
 HELPER = [sys.executable, "-c", "from volfs.cli.fstab import main; main()"]
 
+SERVING = r"(\S+ \S+ )?INFO volfs.level: serving at \S+, level (plain|tap|passthrough)( \(.*\))?\n"
+"""All that a daemon logs when nothing is the matter."""
+
 
 @dataclass(frozen=True)
 class Result:

@@ -20,8 +20,7 @@ import pytest
 
 from tests import levels
 from tests.children import USER
-from tests.cli.running import Result, program, running, volfs
-from tests.cli.test_mounting import SERVING
+from tests.cli.running import SERVING, Result, program, running, volfs
 from tests.conftest import MountFactory, is_mounted, wait_for
 from tests.daemons import ServiceManager, foreground
 from tests.interpreter import PROGRAM, ROOT, User

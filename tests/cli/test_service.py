@@ -16,8 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests import levels
-from tests.cli.running import elsewhere, process, volfs
-from tests.cli.test_mounting import SERVING
+from tests.cli.running import SERVING, elsewhere, process, volfs
 from tests.daemons import ServiceManager, foreground
 from tests.interpreter import PROGRAM
 

@@ -1,4 +1,4 @@
-"""mount and umount as programs: the background, the foreground, and every refusal."""
+"""The command mount as a program: the background, the foreground, and every refusal."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import pytest
 
 from tests import levels
 from tests.children import NOBODY
-from tests.cli.running import Result, program, running
-from tests.conftest import Mounted, is_mounted, wait_for
+from tests.cli.running import SERVING, Result, program, running
+from tests.conftest import is_mounted, wait_for
 from tests.daemons import ServiceManager, foreground
 from tests.interpreter import PROGRAM, ROOT, User
 from tests.unprivileged import shared
@@ -26,9 +26,6 @@ from volfs.linux import syscalls
 from volfs.store.usage import tree_mounts
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="these mount as root")
-
-SERVING = r"(\S+ \S+ )?INFO volfs.level: serving at \S+, level (plain|tap|passthrough)( \(.*\))?\n"
-"""All that a daemon logs when nothing is the matter."""
 
 
 @dataclass
@@ -272,43 +269,6 @@ class TestRefusals:
     )
     def test_wrong_usage(self, place: Background, words: list[str], why: str) -> None:
         self.refused(place, place.mount(*words), why, code=2)
-
-
-class TestUmount:
-    def test_busy_says_who(self, tree: Mounted) -> None:
-        (tree.mnt / "vol").mkdir()
-        with (tree.mnt / "vol/file").open("w"):
-            result = program("umount", tree.mnt)
-            assert result.code == 10
-            who = f"open {tree.mnt}/vol/file by process {os.getpid()} "
-            assert who in result.err
-            assert is_mounted(tree.mnt)
-        child = subprocess.Popen(["sleep", "100"], cwd=tree.mnt / "vol")
-        try:
-            result = program("umount", tree.mnt)
-            assert f"{tree.mnt}/vol (working directory) by process {child.pid} " in result.err
-        finally:
-            child.kill()
-            child.wait()
-        assert program("umount", tree.mnt).code == 0
-        assert tree.process.wait(20) == 0
-
-    def test_lazy(self, tree: Mounted) -> None:
-        (tree.mnt / "vol").mkdir()
-        with (tree.mnt / "vol/file").open("w") as file:
-            assert program("umount", "--lazy", tree.mnt).code == 0
-            assert not is_mounted(tree.mnt)
-            file.write("still served")
-            file.flush()
-        assert tree.process.wait(20) == 0
-        assert (tree.data("vol") / "file").read_text() == "still served"
-
-    def test_nothing_there(self, workspace: Path, tree: Mounted) -> None:
-        result = program("umount", workspace, tree.mnt)
-        assert result.code == 10
-        assert re.fullmatch(r"volfs: cannot unmount .*\n", result.err)
-        assert not is_mounted(tree.mnt), "the others are unmounted all the same"
-        assert tree.process.wait(20) == 0
 
 
 class TestForeground:
