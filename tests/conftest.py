@@ -9,9 +9,7 @@ import pwd
 import resource
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,15 +21,15 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests import levels
+from tests import interpreter, levels
 from tests.children import CLONE_NEWNS, MS_REC_PRIVATE, USER, run_as
+from tests.daemons import DEADLINE, ServiceManager
 from tests.filesystems import btrfs, xfs
+from tests.interpreter import Process, User
 from tests.unprivileged import MS_BIND, shared
 from volfs.linux import syscalls
 
 MS_REMOUNT = 32
-DEADLINE = 20.0
-"""Seconds that anything awaited may take before the test fails."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -47,6 +45,10 @@ def pytest_configure(config: pytest.Config) -> None:
     levels.choose(config.getoption("--level"))
     if os.geteuid() == 0:
         isolate()
+
+
+def pytest_unconfigure() -> None:
+    interpreter.close()
 
 
 def isolate() -> None:
@@ -81,6 +83,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.skip(reason=reason))
 
 
+def pytest_collection_finish() -> None:
+    # All that was collected lives to the end. Looked through anew in each collection of garbage,
+    # of which ``open_descriptors`` asks for many, it would take a minute in all.
+    gc.collect()
+    gc.freeze()
+
+
 def wait_for(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
     """Poll until ``condition()`` is true; fail after ``deadline`` seconds."""
     end = time.monotonic() + deadline
@@ -98,14 +107,7 @@ def open_descriptors() -> int:
 
 def volfs(scope: Path, *arguments: str) -> str:
     """Run a ``volfs`` command on a scope and return what it printed."""
-    done = subprocess.run(
-        [sys.executable, "-m", "volfs", *arguments],
-        env={**os.environ, "VOLFS_SCOPE": str(scope)},
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = interpreter.run(*arguments, environment={"VOLFS_SCOPE": str(scope)})
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -117,7 +119,7 @@ class Mounted:
     scope: Path
     mnt: Path
     log_path: Path
-    process: subprocess.Popen[bytes]
+    process: Process
     uid: int
     level: levels.Level
     """The level at which the tree has to be served."""
@@ -211,14 +213,6 @@ class Mounted:
             time.sleep(0.05)
 
 
-def _says_ready(notices: socket.socket) -> bool:
-    """Whether the daemon has sent READY=1, as it does when the mount answers."""
-    try:
-        return b"READY=1" in notices.recv(4096)
-    except TimeoutError:
-        return False
-
-
 def _is_warning(line: str) -> bool:
     return line.startswith(("WARNING", "ERROR", "CRITICAL", "Traceback", "Exception"))
 
@@ -235,6 +229,10 @@ class MountFactory(Protocol):
     they name a level (``no_tap=True``), the one of ``--level`` is asked for. That level, as far
     as this machine and user reach, has to be in effect; ``level`` says another, for a test that
     takes something away.
+
+    ``prepare`` is called in the process before it is the daemon, and has to be one that pickles.
+    The daemon is forked from an interpreter that has imported everything; with ``execute`` the
+    program itself is executed.
     """
 
     def __call__(
@@ -243,14 +241,15 @@ class MountFactory(Protocol):
         scope: Path | None = None,
         user: int = 0,
         environment: Mapping[str, str] | None = None,
-        preexec: Callable[[], None] | None = None,
+        prepare: Callable[[], None] | None = None,
+        execute: bool = False,
         level: levels.Level | None = None,
         **options: str | bool,
     ) -> Mounted: ...
 
 
 def few_descriptors(limit: int) -> Callable[[], None]:
-    """A ``preexec`` after which the daemon can have no more descriptors than this."""
+    """A ``prepare`` after which the daemon can have no more descriptors than this."""
     return partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
 
 
@@ -310,7 +309,8 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
         scope: Path | None = None,
         user: int = 0,
         environment: Mapping[str, str] | None = None,
-        preexec: Callable[[], None] | None = None,
+        prepare: Callable[[], None] | None = None,
+        execute: bool = False,
         level: levels.Level | None = None,
         **options: str | bool,
     ) -> Mounted:
@@ -329,42 +329,25 @@ def mounting(workspace: Path, *, allow_warnings: bool = False) -> Iterator[Mount
             for name, value in with_level.items()
             if value is not False
         ]
-        program = ["volfs"]
-        if user:
-            program = ["tests.unprivileged", str(user), str(workspace)]
-            if not sharing:
-                sharing.append(stack.enter_context(shared(workspace)))
-        command = [sys.executable, "-m", *program, "mount", "-f", str(scope), str(mnt)]
-        if chosen:
-            command += ["-o", ",".join(chosen)]
+        if user and not sharing:
+            sharing.append(stack.enter_context(shared(workspace)))
         log_path = workspace / f"log{number}"
-        notices = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        stack.enter_context(notices)
-        notices.bind(str(workspace / f"notify{number}"))
-        os.chmod(workspace / f"notify{number}", 0o777)
-        notices.settimeout(0.1)
+        manager = stack.enter_context(ServiceManager(workspace / f"notify{number}"))
         with log_path.open("wb") as log:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env={
-                    **os.environ,
-                    "NOTIFY_SOCKET": str(workspace / f"notify{number}"),
-                    **(environment or {}),
-                },
-                preexec_fn=preexec,
-                cwd=Path(__file__).parent.parent,
+            process = interpreter.start(
+                *("mount", "-f", scope, mnt),
+                *(["-o", ",".join(chosen)] if chosen else []),
+                stdout=log.fileno(),
+                stderr=log.fileno(),
+                environment={**manager.environment, **(environment or {})},
+                user=User(user, workspace) if user else None,
+                prepare=prepare,
+                execute=execute,
             )
         expected = level or levels.expected(with_level, user)
         mounted = Mounted(scope, mnt, log_path, process, user, expected, allow_warnings)
         started.append(mounted)
-        wait_for(
-            lambda: _says_ready(notices) or process.poll() is not None,
-            f"the mount:\n{mounted.log}",
-        )
-        assert process.poll() is None, f"volfs mount failed:\n{mounted.log}"
+        assert manager.hears_ready(process), f"volfs mount failed:\n{mounted.log}"
         mounted.descriptors_when_ready = len(os.listdir(f"/proc/{process.pid}/fd"))
         mounted.assert_level()
         return mounted

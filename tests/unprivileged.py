@@ -59,18 +59,27 @@ def open_device_to_all(workspace: Path) -> None:
     node.unlink()
 
 
-def main() -> None:
-    uid, workspace = int(sys.argv[1]), Path(sys.argv[2])
+def import_everything() -> None:
+    """Import all of volfs, and what it would import when first needed."""
     for module in pkgutil.walk_packages(volfs.__path__, "volfs."):
         # An extension that was not built is missed by those that need it, as anywhere.
         if not module.name.endswith("__main__"):
             with suppress(ImportError):
                 importlib.import_module(module.name)
     datetime.strptime("2000", "%Y")  # imports a module when first called
+
+
+def become(uid: int, workspace: Path) -> None:
+    """Make this process one of that user, who can mount in the workspace."""
     open_device_to_all(workspace)
     os.setgroups([])
     os.setgid(uid)
     os.setuid(uid)
+
+
+def main() -> None:
+    import_everything()
+    become(int(sys.argv[1]), Path(sys.argv[2]))
     from volfs.cli import main as run
 
     sys.argv = ["volfs", *sys.argv[3:]]

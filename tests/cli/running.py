@@ -12,18 +12,23 @@ import select
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from tests import interpreter
 from tests.conftest import wait_for
+from tests.interpreter import PROGRAM as PROGRAM
+from tests.interpreter import ROOT as ROOT
+from tests.interpreter import User
 from volfs.cli import cli
 
-ROOT = Path(__file__).parent.parent.parent
-PROGRAM = [sys.executable, "-m", "volfs"]
 HELPER = [sys.executable, "-c", "from volfs.cli.fstab import main; main()"]
+
+SERVING = r"(\S+ \S+ )?INFO volfs.level: serving at \S+, level (plain|tap|passthrough)( \(.*\))?\n"
+"""All that a daemon logs when nothing is the matter."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +57,24 @@ def volfs(*words: str | Path) -> Result:
 
 def program(
     *words: str | Path,
-    command: list[str] = PROGRAM,
+    command: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    user: User | None = None,
 ) -> Result:
-    """Run a command as a program, by default ``volfs``."""
-    done = subprocess.run(
-        [*command, *map(str, words)],
-        capture_output=True,
-        text=True,
-        stdin=subprocess.DEVNULL,
-        cwd=ROOT,
-        env={**os.environ, **(environment or {})},
-        check=False,
-        timeout=60,
-    )
+    """Run ``volfs`` as a program, or what ``command`` begins."""
+    if command:
+        done = subprocess.run(
+            [*command, *map(str, words)],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            check=False,
+            timeout=60,
+        )
+    else:
+        done = interpreter.run(*words, environment=environment, user=user)
     return Result(done.returncode, done.stdout, done.stderr)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.cli.running import ROOT, program
+from tests.cli.running import program
+from tests.interpreter import ROOT
 
 BENCH = [sys.executable, str(ROOT / "scripts/bench")]
 

@@ -6,14 +6,14 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.children import NOBODY
-from tests.cli.running import PROGRAM, elsewhere, process, program, volfs
+from tests.cli.running import elsewhere, process, program, volfs
 from tests.conftest import MountFactory
+from tests.interpreter import PROGRAM, User
 
 EXPECTED = (
     *("python", "pyfuse3", "libfuse", "kernel", "/dev/fuse", "fusermount3", "mounting"),
@@ -84,8 +84,8 @@ def test_what_is_missing(tmp_path: Path, hide: str, expected: str) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="changing the user needs root")
 def test_a_scope_out_of_reach(tmp_path: Path, workspace: Path) -> None:
     (closed := tmp_path / "closed").mkdir(mode=0o700)
-    user = [sys.executable, "-m", "tests.unprivileged", str(NOBODY), str(workspace)]
-    result = program("doctor", "--scope", closed / "below" / "scope", command=user)
+    scope = closed / "below" / "scope"
+    result = program("doctor", "--scope", scope, user=User(NOBODY, workspace))
     assert re.search(r"!! scope .*: no permission in .*\n +fix: ", result.out), result
     assert (result.code, result.err) == (1, "")
 

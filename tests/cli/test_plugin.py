@@ -10,9 +10,8 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,10 @@ import pytest
 
 from tests import levels
 from tests.children import USER
-from tests.cli.running import PROGRAM, ROOT, Result, program, running, volfs
-from tests.cli.test_mounting import SERVING
+from tests.cli.running import SERVING, Result, program, running, volfs
 from tests.conftest import MountFactory, is_mounted, wait_for
+from tests.daemons import ServiceManager, foreground
+from tests.interpreter import PROGRAM, ROOT, User
 from volfs.linux import syscalls
 
 pytestmark = [
@@ -49,6 +49,12 @@ class Place:
     def mount(self, *words: str | Path) -> Result:
         options: tuple[str | Path, ...] = ("--log-file", self.log, *levels.mount_options())
         return program("mount", *options, "--plugin", *words, self.scope, self.mnt)
+
+    def foreground(
+        self, environment: Mapping[str, str], *words: str
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
+        own = ("plugin", "-f", "--scope", self.scope, "--socket", self.socket)
+        return foreground(*own, *words, environment=environment)
 
     def daemons(self) -> list[int]:
         return running("volfs", self.scope)
@@ -178,44 +184,28 @@ class TestBackground:
         assert os.listdir(place.scope / "trash") != []
 
 
-@contextmanager
-def foreground(place: Place, manager: Path, *words: str | Path) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*PROGRAM, "plugin", "-f", "--scope", place.scope, "--socket", place.socket, *words],
-        env={**os.environ, "NOTIFY_SOCKET": str(manager)},
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
 class TestForeground:
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_tells_the_service_manager(
         self, place: Place, workspace: Path, number: signal.Signals
     ) -> None:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.bind(str(workspace / "notify"))
-            manager.settimeout(20)
-            with foreground(place, workspace / "notify", "--native") as process:
-                told = manager.recv(4096).decode().splitlines()
-                assert told == ["READY=1", f"STATUS=Serving {place.scope}"]
-                assert stat.S_IMODE(place.socket.lstat().st_mode) == 0o600
-                assert ask(place.socket, "List") == {"Volumes": []}
-                process.send_signal(number)
-                assert manager.recv(4096) == b"STOPPING=1"
-                assert process.wait(20) == 0
-                assert process.stderr
-                assert process.stderr.read() == ""
+        with (
+            ServiceManager(workspace / "notify") as manager,
+            place.foreground(manager.environment, "--native") as process,
+        ):
+            assert manager.told() == ["READY=1", f"STATUS=Serving {place.scope}"]
+            assert stat.S_IMODE(place.socket.lstat().st_mode) == 0o600
+            assert ask(place.socket, "List") == {"Volumes": []}
+            process.send_signal(number)
+            assert manager.told() == ["STOPPING=1"]
+            assert process.wait(20) == 0
+            assert process.stderr
+            assert process.stderr.read() == ""
         assert not place.socket.exists()
 
     def test_says_what_happens_when_asked(self, place: Place, workspace: Path) -> None:
-        with foreground(place, workspace / "nobody", "--native", "-v") as process:
+        nobody = {"NOTIFY_SOCKET": str(workspace / "nobody")}
+        with place.foreground(nobody, "--native", "-v") as process:
             wait_for(place.socket.exists, "the socket")
             process.terminate()
             assert process.wait(20) == 0
@@ -254,8 +244,8 @@ class TestRefusals:
 
     def test_nowhere_to_serve(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-        command = [sys.executable, "-m", "tests.unprivileged", str(USER), str(place.socket.parent)]
-        result = program("plugin", "--scope", place.scope, "--native", command=command)
+        user = User(USER, place.socket.parent)
+        result = program("plugin", "--scope", place.scope, "--native", user=user)
         self.refused(result, "--socket")
 
     @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import PROGRAM, names, program, volfs
+from tests.cli.running import names, program, volfs
+from tests.interpreter import PROGRAM
 from volfs import errors
 from volfs.cli import EXIT_CODES
 from volfs.errors import VolfsError

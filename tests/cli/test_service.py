@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -17,8 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests import levels
-from tests.cli.running import PROGRAM, ROOT, elsewhere, process, volfs
-from tests.cli.test_mounting import SERVING
+from tests.cli.running import SERVING, elsewhere, process, volfs
+from tests.daemons import ServiceManager, foreground
+from tests.interpreter import PROGRAM
 
 UNIT = files("volfs").joinpath("volfs@.service").read_text()
 PRIVATE = (
@@ -87,45 +87,36 @@ def test_the_capabilities_left_are_enough(workspace: Path) -> None:
     limits = ["setpriv", "--bounding-set", left, "--inh-caps", "-all", "--no-new-privs"]
     scope, mnt = workspace / "scope", workspace / "mnt"
     mnt.mkdir()
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(str(workspace / "notify"))
-        manager.settimeout(20)
-        words = ["mount", "-f", "-o", "dev,suid", str(scope), str(mnt)]
-        daemon = subprocess.Popen(
-            [*limits, *PROGRAM, *words, *levels.mount_options()],
-            env={**os.environ, "NOTIFY_SOCKET": str(workspace / "notify")},
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        with daemon:
-            try:
-                assert manager.recv(4096).startswith(b"READY=1")
-                (vol := mnt / "vol").mkdir()
-                (file := vol / "file").touch()
-                os.chown(file, 1234, 5678)
-                file.chmod(0o6755)
-                os.setxattr(file, "trusted.x", b"1")
-                os.mknod(vol / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
-                script = f"echo x >'{mnt}/vol/theirs'"
-                vol.chmod(0o1777)
-                subprocess.run(
-                    ["sh", "-ec", script], user=65534, group=65534, extra_groups=[], check=True
-                )
-                assert stat.S_IMODE(file.stat().st_mode) == 0o6755
-                assert (vol / "theirs").stat().st_uid == 65534
-                with process_elsewhere(vol, workspace):
-                    assert volfs("rm", "--scope", scope, "vol").code == 6
-                    with pytest.raises(OSError, match="busy"):
-                        vol.rmdir()
+    with (
+        ServiceManager(workspace / "notify") as manager,
+        foreground(
+            *["mount", "-f", "-o", "dev,suid", *levels.mount_options(), str(scope), str(mnt)],
+            environment=manager.environment,
+            command=[*limits, *PROGRAM],
+        ) as daemon,
+    ):
+        assert "READY=1" in manager.told()
+        (vol := mnt / "vol").mkdir()
+        (file := vol / "file").touch()
+        os.chown(file, 1234, 5678)
+        file.chmod(0o6755)
+        os.setxattr(file, "trusted.x", b"1")
+        os.mknod(vol / "null", 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        script = f"echo x >'{mnt}/vol/theirs'"
+        vol.chmod(0o1777)
+        subprocess.run(["sh", "-ec", script], user=65534, group=65534, extra_groups=[], check=True)
+        assert stat.S_IMODE(file.stat().st_mode) == 0o6755
+        assert (vol / "theirs").stat().st_uid == 65534
+        with process_elsewhere(vol, workspace):
+            assert volfs("rm", "--scope", scope, "vol").code == 6
+            with pytest.raises(OSError, match="busy"):
                 vol.rmdir()
-                daemon.terminate()
-                assert daemon.wait(20) == 0
-                assert daemon.stderr
-                log = daemon.stderr.read()
-                assert re.fullmatch(SERVING, log)
-            finally:
-                daemon.terminate()
+        vol.rmdir()
+        daemon.terminate()
+        assert daemon.wait(20) == 0
+        assert daemon.stderr
+        log = daemon.stderr.read()
+        assert re.fullmatch(SERVING, log)
 
 
 def process_elsewhere(vol: Path, workspace: Path) -> AbstractContextManager[int]:

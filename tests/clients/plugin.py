@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket as sockets
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -15,9 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from tests import interpreter
 from tests.clients.containers import Engine
-from tests.clients.programs import end, run
+from tests.clients.programs import run
 from tests.conftest import Mounted, mounting, open_workspace, volfs, wait_for
+from tests.daemons import DEADLINE
+from tests.interpreter import Process
 from tests.unprivileged import MS_BIND
 from volfs.linux import syscalls
 
@@ -62,7 +63,7 @@ class Plugin:
 
     tree: Mounted
     socket: Path
-    process: subprocess.Popen[str] | None = field(default=None, init=False)
+    process: Process | None = field(default=None, init=False)
 
     @property
     def log_path(self) -> Path:
@@ -71,17 +72,11 @@ class Plugin:
     def start(self) -> None:
         """Start it; returns when it listens."""
         with self.log_path.open("w") as log:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "volfs", "plugin", "--foreground"),
-                    *("--scope", str(self.tree.scope)),
-                    *("--mount", str(self.tree.mnt), "--socket", str(self.socket)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                text=True,
-                cwd=Path(__file__).parents[2],
+            self.process = interpreter.start(
+                *("plugin", "--foreground", "--scope", self.tree.scope),
+                *("--mount", self.tree.mnt, "--socket", self.socket),
+                stdout=log.fileno(),
+                stderr=log.fileno(),
             )
         process = self.process
         wait_for(lambda: process.poll() is not None or listens(self.socket), "the plugin")
@@ -92,7 +87,11 @@ class Plugin:
         if self.process is None:
             return
         process, self.process = self.process, None
-        code = end(process, by=signal.SIGTERM)
+        process.terminate()
+        try:
+            code = process.wait(DEADLINE)
+        finally:
+            process.kill()
         log = self.log_path.read_text()
         assert code == 0, f"the plugin ended with {code}; its log:\n{log}"
         assert not self.socket.exists(), "the plugin has left its socket"
@@ -195,11 +194,7 @@ def assert_busy(tree: Mounted, name: str, container: str) -> None:
     before = sorted(os.listdir(tree.data(name)))
     refused = subprocess.run(["rmdir", tree.mnt / name], capture_output=True, text=True)
     assert "Device or resource busy" in refused.stderr
-    removal = subprocess.run(
-        [sys.executable, "-m", "volfs", "rm", "--scope", tree.scope, name],
-        capture_output=True,
-        text=True,
-    )
+    removal = interpreter.run("rm", "--scope", tree.scope, name)
     assert removal.returncode == VOLFS_IN_USE
     assert container[:12] in removal.stderr, removal.stderr
     assert sorted(os.listdir(tree.data(name))) == before

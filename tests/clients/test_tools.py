@@ -14,7 +14,7 @@ import pytest
 
 from tests.clients.programs import end, require, require_root, run
 from tests.clients.volumes import VolumeDir
-from tests.conftest import Mounted, wait_for
+from tests.conftest import Mounted, volfs, wait_for
 
 # Contents and names that tell a careless copy: all kinds of files, links that share an inode,
 # links that lead nowhere, owners, special bits, extended attributes, ACLs, holes, old times.
@@ -132,7 +132,7 @@ class TestCopies:
         run("mv", volume.path / "moved", tree.mnt / "moved")
         assert os.listdir(volume.path) == []
         assert sorted(os.listdir(tree.mnt)) == ["moved", "vol"]
-        assert "moved" in run(sys.executable, "-m", "volfs", "ls", "--scope", tree.scope)
+        assert "moved" in volfs(tree.scope, "ls")
         moved = VolumeDir.at(tree, "moved")
         wanted = manifest(sample)
         assert manifest(moved.path) == wanted

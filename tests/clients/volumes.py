@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.clients.programs import run
-from tests.conftest import Mounted
+from tests.conftest import Mounted, volfs
 
 
 @dataclass(frozen=True)
@@ -44,9 +42,7 @@ class VolumeDir:
 
     def assert_held_by(self, *containers: str) -> None:
         """These containers hold the volume, and nobody else, by the command line's account."""
-        printed = run(
-            sys.executable, "-m", "volfs", "inspect", "--scope", self.scope, "--json", self.name
-        )
+        printed = volfs(self.scope, "inspect", "--json", self.name)
         holders = json.loads(printed)[0]["holders"]
         assert sorted(holder["container"] for holder in holders) == sorted(containers)
         assert all(holder["kind"] == "mount" for holder in holders)

@@ -92,9 +92,16 @@ ClientFactory = Callable[[Places], Client]
 
 
 @pytest.fixture
-def application(store: VolumeStore, scope: Path) -> ASGIApp:
+def waiting() -> dict[str, float]:
+    """How long the plugin waits, where a test says so; see VolumePlugin."""
+    return {}
+
+
+@pytest.fixture
+def application(store: VolumeStore, scope: Path, waiting: dict[str, float]) -> ASGIApp:
     """The plugin as an application; volumes are used at their data path."""
-    return make_application(VolumePlugin(store, Places(str(scope), None, native=True)))
+    places = Places(str(scope), None, native=True)
+    return make_application(VolumePlugin(store, places, **waiting))
 
 
 @pytest.fixture

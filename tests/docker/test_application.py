@@ -19,7 +19,6 @@ import trio.testing
 from starlette.types import ASGIApp
 
 from tests.docker.conftest import Client, answer_of, asking, in_thread, open_store
-from volfs.docker import plugin as plugin_module
 from volfs.docker.application import BODY_MAX, make_application
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
@@ -333,11 +332,12 @@ class TestTree:
 
     @pytest.fixture
     async def client(
-        self, store: VolumeStore, scope: Path, tmp_path: Path
+        self, store: VolumeStore, scope: Path, tmp_path: Path, waiting: dict[str, float]
     ) -> AsyncIterator[Client]:
         (tmp_path / "mnt").mkdir()
         places = Places(str(scope), str(tmp_path / "mnt"))
-        async with asking(make_application(VolumePlugin(store, places))) as client:
+        plugin = VolumePlugin(store, places, **waiting)
+        async with asking(make_application(plugin)) as client:
             yield client
 
     async def test_no_tree(
@@ -365,6 +365,7 @@ class TestTree:
         assert await client.done("Mount", Name="web", ID="one") == {"Mountpoint": place}
         assert (await client.done("List"))["Volumes"][0]["Mountpoint"] == place
 
+    @pytest.mark.parametrize("waiting", [{"patience": 0.05}])
     async def test_a_tree_that_hangs(
         self, client: Client, store: VolumeStore, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -374,7 +375,6 @@ class TestTree:
         monkeypatch.setattr(
             "volfs.docker.places.look", lambda place, volume: trio.from_thread.run(hanging.wait)
         )
-        monkeypatch.setattr(plugin_module, "_PATIENCE", 0.05)
         answer = await client.ask("Mount", Name="web", ID="one")
         assert "does not answer" in answer.error
         assert not store.references("web")
@@ -424,10 +424,8 @@ class TestRemove:
         answer = await client.ask("Remove", Name="web")
         assert "mounted at /data by process 123 (sleep) in container cccccccccccc" in answer.error
 
-    async def test_waits_for_files_to_be_closed(
-        self, client: Client, store: VolumeStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(plugin_module, "_RELEASE_TIME", 0.001)
+    @pytest.mark.parametrize("waiting", [{"release_time": 0.001}])
+    async def test_waits_for_files_to_be_closed(self, client: Client, store: VolumeStore) -> None:
         await client.done("Create", Name="web")
         left = [[Holder("open", "web/file", 123, "sleep")]] * 3
 
@@ -438,10 +436,8 @@ class TestRemove:
         await client.done("Remove", Name="web")
         assert left == []
 
-    async def test_does_not_wait_for_ever(
-        self, client: Client, store: VolumeStore, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(plugin_module, "_RELEASE_TIME", 0.001)
+    @pytest.mark.parametrize("waiting", [{"release_time": 0.001}])
+    async def test_does_not_wait_for_ever(self, client: Client, store: VolumeStore) -> None:
         await client.done("Create", Name="web")
         store.add_holder_source(lambda volume: [Holder("open", "web/file", 123, "sleep")])
         answer = await client.ask("Remove", Name="web")

@@ -8,6 +8,7 @@ import stat
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -15,8 +16,7 @@ import trio.testing
 
 from tests.conftest import wait_for
 from tests.docker.conftest import Client, asking_at, in_thread
-from volfs.docker import application as application_module
-from volfs.docker import server as server_module
+from volfs.docker.application import make_application
 from volfs.docker.places import Places
 from volfs.docker.server import serve
 from volfs.errors import PluginError
@@ -37,8 +37,14 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def served(store: VolumeStore, scope: Path, path: Path) -> Service:
-    return partial(serve, store, Places(str(scope), None, native=True), str(path))
+def serving() -> dict[str, Any]:
+    """What ``serve`` is told beside the rest; tests put something else here."""
+    return {}
+
+
+@pytest.fixture
+def served(store: VolumeStore, scope: Path, path: Path, serving: dict[str, Any]) -> Service:
+    return partial(serve, store, Places(str(scope), None, native=True), str(path), **serving)
 
 
 @pytest.fixture
@@ -154,11 +160,9 @@ class TestTooLarge:
         response = await client.http.post("http://plugin/VolumeDriver.Get", content=chunks())
         assert response.status_code == 413
 
-    async def test_without_an_end(
-        self, stop: trio.Event, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    @pytest.mark.parametrize("serving", [{"make": partial(make_application, surplus=1 << 20)}])
+    async def test_without_an_end(self, stop: trio.Event, path: Path) -> None:
         """It is neither kept nor read for ever."""
-        monkeypatch.setattr(application_module, "_SURPLUS", 1 << 20)
         sent = 0
         with trio.fail_after(DEADLINE):
             async with await trio.open_unix_socket(path) as stream:
@@ -172,10 +176,8 @@ class TestTooLarge:
                 assert (await stream.receive_some()).startswith(b"HTTP/1.1 413 ")
         assert sent < 8 << 20
 
-    async def test_a_promise_that_is_not_kept(
-        self, stop: trio.Event, path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(application_module, "_SURPLUS_TIMEOUT", 0.1)
+    @pytest.mark.parametrize("serving", [{"make": partial(make_application, surplus_timeout=0.1)}])
+    async def test_a_promise_that_is_not_kept(self, stop: trio.Event, path: Path) -> None:
         head = request("VolumeDriver.Get", b"", f"Content-Length: {1 << 40}")
         received = await exchange(path, head, b" " * (2 << 20))
         assert received.startswith(b"HTTP/1.1 413 ")
@@ -279,6 +281,7 @@ class TestMany:
 
 
 class TestLife:
+    @pytest.mark.parametrize("serving", [{"grace": 10 * DEADLINE}])
     async def test_the_socket_comes_and_goes(
         self, nursery: trio.Nursery, served: Service, path: Path
     ) -> None:
@@ -294,7 +297,7 @@ class TestLife:
         async with asking_at(path) as client:
             await client.done("List")
             stop.set()
-            with trio.fail_after(server_module._GRACE):
+            with trio.fail_after(DEADLINE):
                 await ended.wait()
         assert not _there(path)
 
@@ -323,6 +326,7 @@ class TestLife:
             await in_thread(lambda: wait_for(lambda: not path.exists(), "the socket's end"))
             going.set()
 
+    @pytest.mark.parametrize("serving", [{"grace": 0.1}])
     async def test_a_call_that_hangs_does_not_keep_it(
         self,
         served: Service,
@@ -330,7 +334,6 @@ class TestLife:
         store: VolumeStore,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(server_module, "_GRACE", 0.1)
         begun, hanging = trio.Event(), trio.Event()
 
         async def hang() -> None:

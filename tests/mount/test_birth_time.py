@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Mounted
 from tests.mount.comparing import Pair
 
-pytestmark = pytest.mark.needs_tap
+pytestmark = [pytest.mark.needs_tap, pytest.mark.no_data]
 
 
 def born(path: Path) -> str:

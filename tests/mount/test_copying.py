@@ -20,13 +20,13 @@ import pytest
 from tests import filesystems
 from tests.children import Child, run_as
 from tests.conftest import (
-    DEADLINE,
     Mounted,
     MountFactory,
     mounting,
     open_workspace,
     wait_for,
 )
+from tests.daemons import DEADLINE
 from tests.mount.comparing import Pair, outcome
 from volfs.linux import syscalls
 

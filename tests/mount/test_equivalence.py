@@ -463,7 +463,7 @@ def test_volume_is_like_a_plain_directory_with_few_descriptors(
     mount: MountFactory, compare: Compare
 ) -> None:
     """Inodes lose their descriptors all the time, and are found again by handle."""
-    mounted = mount(preexec=few_descriptors(FEW_DESCRIPTORS), cache="never", dev=True)
+    mounted = mount(prepare=few_descriptors(FEW_DESCRIPTORS), cache="never", dev=True)
     compare(mounted, crowded=True)
     assert mounted.statistics()["descriptors"] <= FEW_DESCRIPTORS * 3 // 4
 
@@ -473,4 +473,4 @@ def test_volume_of_a_user_is_like_a_plain_directory_with_few_descriptors(
     mount: MountFactory, compare: Compare
 ) -> None:
     """Without root's privileges they are found again by parent and name."""
-    compare(mount(user=USER, preexec=few_descriptors(FEW_DESCRIPTORS), cache="never"), crowded=True)
+    compare(mount(user=USER, prepare=few_descriptors(FEW_DESCRIPTORS), cache="never"), crowded=True)

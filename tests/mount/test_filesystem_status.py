@@ -13,7 +13,7 @@ import pytest
 from tests import filesystems
 from tests.conftest import Mounted, mounting, open_workspace, wait_for
 
-pytestmark = pytest.mark.needs_tap
+pytestmark = [pytest.mark.needs_tap, pytest.mark.no_data]
 
 MIB = 1 << 20
 

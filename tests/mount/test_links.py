@@ -9,6 +9,8 @@ import pytest
 
 from tests.mount.comparing import Pair
 
+pytestmark = pytest.mark.no_data
+
 
 def test_hard_links_show_one_inode_and_the_count_at_once(pair: Pair) -> None:
     def operation(top: Path) -> list[int]:

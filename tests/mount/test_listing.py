@@ -15,8 +15,12 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.children import OTHER, USER, Child, run_as
 from tests.mount.comparing import Pair, outcome
+
+pytestmark = pytest.mark.no_data
 
 
 class Entry(ctypes.Structure):

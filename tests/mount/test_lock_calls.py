@@ -8,8 +8,12 @@ import signal
 import struct
 from pathlib import Path
 
+import pytest
+
 from tests.children import Child, run_as
 from tests.mount.comparing import Pair, outcome
+
+pytestmark = pytest.mark.no_data
 
 
 def try_lock(path: Path, how: str) -> object:

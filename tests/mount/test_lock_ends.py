@@ -15,7 +15,7 @@ from tests.mount.locker import Locker
 from tests.mount.locking import EXCLUSIVE, NONE, READ, SHARED, WRITE, Sides, everywhere
 from volfs.linux import syscalls
 
-pytestmark = pytest.mark.needs_tap
+pytestmark = [pytest.mark.needs_tap, pytest.mark.no_data]
 
 CLONE_NEWPID = 0x20000000
 

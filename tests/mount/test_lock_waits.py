@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
+import subprocess
+import sys
 
 import pytest
 
-from tests.children import Child
 from tests.conftest import Mounted, wait_for
+from tests.daemons import DEADLINE
 from tests.mount.comparing import Pair
 from tests.mount.locker import Locker
 from tests.mount.locking import NONE, READ, WRITE, Sides, begin_to_wait, everywhere, take
 
-pytestmark = pytest.mark.needs_tap
+pytestmark = [pytest.mark.needs_tap, pytest.mark.no_data]
+
+ADDING = """
+import fcntl, os, sys
+
+counter, *paths, times = sys.argv[1:]
+children = []
+for path in paths * int(times):
+    child = os.fork()
+    if child == 0:
+        fd = os.open(path, os.O_RDWR)
+        fcntl.lockf(fd, fcntl.LOCK_EX)
+        number = int(open(counter).read())
+        open(counter, "w").write(str(number + 1))
+        fcntl.lockf(fd, fcntl.LOCK_UN)
+        os._exit(0)
+    children.append(child)
+print("all are there", flush=True)
+sys.exit(any(os.waitpid(child, 0)[1] for child in children))
+"""
+"""A program of many processes: forking this one so often would take long."""
 
 
 @everywhere
@@ -99,27 +116,17 @@ def test_many_wait(sides: Sides, pair: Pair) -> None:
     """Each of them adds one to a number; who had no lock meanwhile would lose another's."""
     counter = pair.native / "counter"
     counter.write_text("0")
-
-    def add(path: Path) -> Callable[[], None]:
-        def call() -> None:
-            fd = os.open(path, os.O_RDWR)
-            fcntl.lockf(fd, fcntl.LOCK_EX)
-            counter.write_text(str(int(counter.read_text()) + 1))
-            fcntl.lockf(fd, fcntl.LOCK_UN)
-
-        return call
-
     one = sides.one("open", sides.one_path)
     assert sides.one("set", one, WRITE) is None
-    with ExitStack() as stack:
-        children = [
-            stack.enter_context(Child(add(path)))
-            for _ in range(100)
-            for path in (sides.one_path, sides.other_path)
-        ]
+    with subprocess.Popen(
+        [sys.executable, "-ISc", ADDING, counter, sides.one_path, sides.other_path, "100"],
+        stdout=subprocess.PIPE,
+    ) as adding:
+        assert adding.stdout
+        assert adding.stdout.readline() == b"all are there\n"
+        assert counter.read_text() == "0"
         assert sides.one("set", one, NONE) is None
-        for child in children:
-            child.result()
+        assert adding.wait(DEADLINE) == 0
     assert counter.read_text() == "200"
 
 

@@ -33,7 +33,7 @@ from tests.mount.locking import (
     take,
 )
 
-pytestmark = pytest.mark.needs_tap
+pytestmark = [pytest.mark.needs_tap, pytest.mark.no_data]
 
 # -- what excludes what
 

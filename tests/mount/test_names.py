@@ -13,6 +13,8 @@ from tests.conftest import MountFactory, few_descriptors
 from tests.mount.comparing import Pair, outcome
 from volfs.linux import syscalls
 
+pytestmark = pytest.mark.no_data
+
 NAMES = {
     "one letter": b"a",
     "255 bytes": b"n" * 255,
@@ -98,7 +100,7 @@ def test_tools_walk_and_remove_what_no_path_can_name(pair: Pair) -> None:
 
 def test_a_deep_tree_with_few_descriptors_in_a_mount_of_a_user(mount: MountFactory) -> None:
     """Without file handles, an inode that lost its descriptor is reached from its parents."""
-    tree = mount(user=USER, preexec=few_descriptors(256))
+    tree = mount(user=USER, prepare=few_descriptors(256))
     depth = 1000
 
     def work() -> int:
@@ -125,7 +127,7 @@ def test_a_deep_tree_with_few_descriptors_in_a_mount_of_a_user(mount: MountFacto
 
 def test_what_was_renamed_is_found_again_in_a_mount_of_a_user(mount: MountFactory) -> None:
     """The same, when the names on the way have changed since."""
-    tree = mount(user=USER, preexec=few_descriptors(256))
+    tree = mount(user=USER, prepare=few_descriptors(256))
 
     def work() -> list[bytes]:
         top = tree.mnt / "v"

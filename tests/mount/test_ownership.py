@@ -21,6 +21,8 @@ from tests.conftest import Mounted, MountFactory
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
 
+pytestmark = pytest.mark.no_data
+
 P = ParamSpec("P")
 
 MEMBERS = 2000
@@ -146,7 +148,7 @@ def test_a_setgid_file_is_not_kept_for_strangers_though_the_daemon_has_the_group
     mount: MountFactory,
 ) -> None:
     """CVE-2022-0358: the daemon's own groups must not count for the caller."""
-    tree = mount(preexec=lambda: os.setgroups([STRANGERS]))
+    tree = mount(prepare=partial(os.setgroups, [STRANGERS]))
     pair = make_pair(tree)
 
     def operation(top: Path) -> tuple[str, int, int]:

@@ -6,8 +6,12 @@ import os
 import select
 import socket
 
+import pytest
+
 from tests.children import Child
 from tests.mount.comparing import Pair
+
+pytestmark = pytest.mark.no_data
 
 
 def test_poll_finds_files_always_ready_and_pipes_work(pair: Pair) -> None:

@@ -8,8 +8,12 @@ import subprocess
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.children import Child, run_as
 from tests.mount.comparing import Pair, outcome
+
+pytestmark = pytest.mark.no_data
 
 
 def test_rmdir_errors(pair: Pair) -> None:

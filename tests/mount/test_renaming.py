@@ -16,6 +16,8 @@ from tests.children import OTHER, USER, run_as
 from tests.mount.comparing import Pair, outcome
 from volfs.linux import syscalls
 
+pytestmark = pytest.mark.no_data
+
 NOREPLACE = syscalls.RENAME_NOREPLACE
 
 EXCHANGE = syscalls.RENAME_EXCHANGE

@@ -17,6 +17,8 @@ from tests.children import NOBODY, run_as
 from tests.conftest import Mounted, MountFactory, volfs, wait_for
 from volfs.linux import syscalls
 
+pytestmark = pytest.mark.no_data
+
 
 @contextmanager
 def answers(code: int) -> Iterator[None]:

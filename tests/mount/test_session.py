@@ -237,7 +237,7 @@ def test_a_filesystem_that_hangs_does_not_hold_up_the_others(
 
 def test_many_more_files_than_descriptors(mount: MountFactory) -> None:
     limit = 128
-    tree = mount(preexec=few_descriptors(limit))
+    tree = mount(prepare=few_descriptors(limit))
     volume = tree.mnt / "vol"
     volume.mkdir()
     for outer in range(20):
@@ -260,7 +260,7 @@ def test_many_more_files_than_descriptors(mount: MountFactory) -> None:
 
 def test_more_open_files_than_descriptors(mount: MountFactory) -> None:
     limit = 128
-    tree = mount(preexec=few_descriptors(limit))
+    tree = mount(prepare=few_descriptors(limit))
     volume = tree.mnt / "vol"
     volume.mkdir()
     opened = []

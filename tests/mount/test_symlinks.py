@@ -11,6 +11,8 @@ from tests.children import USER, run_as
 from tests.conftest import Mounted, MountFactory
 from tests.mount.comparing import Pair, outcome
 
+pytestmark = pytest.mark.no_data
+
 TARGETS = {
     "one letter": "a",
     "the longest": "t" * 4095,

@@ -17,7 +17,7 @@ from tests.mount.test_inode_flags import FS_IMMUTABLE_FL, FS_NODUMP_FL, change, 
 from tests.mount.test_unnamed import name_it, unnamed
 from volfs.linux import syscalls
 
-pytestmark = pytest.mark.needs_tap
+pytestmark = [pytest.mark.needs_tap, pytest.mark.no_data]
 
 MIB = 1 << 20
 

@@ -22,6 +22,8 @@ from tests.conftest import MountFactory
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
 
+pytestmark = pytest.mark.no_data
+
 MEMBERS = 2000
 CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 """cap_net_bind_service=ep as security.capability holds it (linux/capability.h, revision 2)."""

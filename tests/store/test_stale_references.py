@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import interpreter
 from tests.children import USER, Child, in_namespace, needs_root, run_as
 from tests.conftest import MountFactory, is_mounted, wait_for
 from tests.store.referring import (
@@ -265,12 +266,7 @@ class TestRealMounts:
         with pytest.raises(OSError, match="busy"):
             (tree.mnt / "vol").rename(tree.mnt / "new")
         assert os.getxattr(tree.mnt / "vol", "volfs.users") == f"reference {DOCKER}".encode()
-        done = subprocess.run(
-            [sys.executable, "-m", "volfs", "rm", "--scope", str(tree.scope), "vol"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = interpreter.run("rm", "--scope", tree.scope, "vol")
         assert done.returncode == VolumeInUseError.exit_code
         assert f"reference {DOCKER}" in done.stderr
         store.release("vol", DOCKER)
@@ -283,9 +279,8 @@ class TestRealMounts:
         (mnt := workspace / "mnt").mkdir()
         (target := workspace / "target").mkdir()
         with (workspace / "log").open("wb") as log:
-            daemon = subprocess.Popen(
-                [sys.executable, "-m", "volfs", "mount", "-f", str(scope), str(mnt)], stderr=log
-            )
+            out = log.fileno()
+            daemon = interpreter.start("mount", "-f", scope, mnt, stdout=out, stderr=out)
         try:
             wait_for(lambda: is_mounted(mnt) or daemon.poll() is not None, "the mount")
             assert daemon.poll() is None, (workspace / "log").read_text()

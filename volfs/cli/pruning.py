@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Chosen:
+class Chosen:
     """A volume that was shown, told from another that takes its name."""
 
     name: str
@@ -31,7 +31,7 @@ class _Chosen:
     created_at: datetime | None
 
     @classmethod
-    def of(cls, volume: Volume) -> _Chosen:
+    def of(cls, volume: Volume) -> Chosen:
         try:
             found = os.stat(volume.path)
         except OSError:  # an administrator's link to a disk that is not mounted
@@ -39,7 +39,7 @@ class _Chosen:
         return cls(volume.name, (found.st_dev, found.st_ino), volume.created_at)
 
 
-_FRESH = 0.2
+FRESH = 0.2
 """Seconds after which it is looked anew at who uses what, while volumes are being removed."""
 
 
@@ -71,14 +71,14 @@ def prune(scope: str | None, filters: Filters, yes: bool, as_json: bool) -> int:
         if not yes and (as_json or not can_ask()):
             raise click.UsageError("prune asks on a terminal only; use --yes")
         found, code = find(opened, filters)
-        chosen = [_Chosen.of(item.volume) for item in found]
+        chosen = [Chosen.of(item.volume) for item in found]
         if found and not yes:
             measure_all(found)
             print_volumes(found, with_size=True, with_users=False)
     if found and not yes:
         what = "this volume" if len(found) == 1 else f"these {len(found)} volumes"
         click.confirm(f"Remove {what}? (volfs restore NAME brings one back)", abort=True, err=True)
-    removed, failed = _remove(scope, filters, chosen, quiet=as_json)
+    removed, failed = remove_chosen(scope, filters, chosen, quiet=as_json)
     if as_json:
         print_json([{"name": name} for name in removed])
     elif not found:
@@ -86,21 +86,29 @@ def prune(scope: str | None, filters: Filters, yes: bool, as_json: bool) -> int:
     return code or failed
 
 
-def _remove(
-    scope: str | None, filters: Filters, chosen: list[_Chosen], *, quiet: bool
+def remove_chosen(
+    scope: str | None,
+    filters: Filters,
+    chosen: list[Chosen],
+    *,
+    quiet: bool,
+    fresh: float = FRESH,
 ) -> tuple[list[str], int]:
-    """Remove what was chosen; return the names of what is removed, and an exit code."""
+    """Remove what was chosen; return the names of what is removed, and an exit code.
+
+    After ``fresh`` seconds it is looked anew at who uses what.
+    """
     left = deque(chosen)
     removed: list[str] = []
     code = 0
     while left:
         # A scope that has just been opened has just looked at who uses what.
         with open_scope(scope) as opened:
-            until = time.monotonic() + _FRESH
+            until = time.monotonic() + fresh
             while left:
                 one = left.popleft()
 
-                def remove(name: str, one: _Chosen = one) -> None:
+                def remove(name: str, one: Chosen = one) -> None:
                     try:
                         _require_same(opened.store.get(name), one, filters)
                         opened.store.remove(name, by=f"volfs prune by {user()}")
@@ -118,10 +126,10 @@ def _remove(
     return removed, code
 
 
-def _require_same(volume: Volume, chosen: _Chosen, filters: Filters) -> None:
+def _require_same(volume: Volume, chosen: Chosen, filters: Filters) -> None:
     """Refuse what took the chosen volume's name, or was labelled, since it was chosen.
 
     Raises VolfsError. Whether it is in use is for the store to decide.
     """
-    if _Chosen.of(volume) != chosen or not filters.matches(volume, lambda _: False):
+    if Chosen.of(volume) != chosen or not filters.matches(volume, lambda _: False):
         raise VolfsError(f"volume {volume.name!r} was changed meanwhile and stays")

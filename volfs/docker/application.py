@@ -36,12 +36,17 @@ look for an answer only when they have sent everything."""
 log = logging.getLogger(__name__)
 
 
-def make_application(plugin: VolumePlugin) -> ASGIApp:
-    """Return the application that lets ``plugin`` answer."""
+def make_application(
+    plugin: VolumePlugin, *, surplus: int = _SURPLUS, surplus_timeout: float = _SURPLUS_TIMEOUT
+) -> ASGIApp:
+    """Return the application that lets ``plugin`` answer.
+
+    Of a request that is too large so many more bytes are read, for at most so many seconds.
+    """
     routes = [Route(path, _endpoint(call), methods=["POST"]) for path, call in plugin.calls.items()]
     application = Starlette(routes=routes, exception_handlers={HTTPException: _refuse})
     application.router.redirect_slashes = False
-    return _Bounded(application)
+    return _Bounded(application, surplus, surplus_timeout)
 
 
 def _endpoint(
@@ -95,8 +100,10 @@ class _Bounded:
     or comes too slowly. So whatever is answered, nothing is left unread in the server's queue.
     """
 
-    def __init__(self, application: ASGIApp) -> None:
+    def __init__(self, application: ASGIApp, surplus: int, surplus_timeout: float) -> None:
         self._application = application
+        self._surplus = surplus
+        self._surplus_timeout = surplus_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -109,8 +116,8 @@ class _Bounded:
             refusal = _failure(408, f"the request did not come within {BODY_TIMEOUT:.0f} s")
             await self._refuse(refusal, scope, receive, send)
         except _TooLargeError:
-            with trio.move_on_after(_SURPLUS_TIMEOUT):
-                await _skip(receive, _SURPLUS)
+            with trio.move_on_after(self._surplus_timeout):
+                await _skip(receive, self._surplus)
             refusal = _failure(413, f"the request is larger than {BODY_MAX} bytes")
             await self._refuse(refusal, scope, receive, send)
         else:

@@ -61,7 +61,18 @@ class VolumePlugin:
     has under way in a thread still runs to its end.
     """
 
-    def __init__(self, store: VolumeStore, places: Places) -> None:
+    def __init__(
+        self,
+        store: VolumeStore,
+        places: Places,
+        *,
+        patience: float = _PATIENCE,
+        release_time: float = _RELEASE_TIME,
+    ) -> None:
+        """``patience``: seconds after which a tree counts as hung. ``release_time``: those between
+        two attempts to remove a volume whose files are closing."""
+        self._patience = patience
+        self._release_time = release_time
         self._store = store
         self._places = places
         self._identity = Identity()
@@ -129,7 +140,7 @@ class VolumePlugin:
                 open_only = error.holders and all(item.kind == "open" for item in error.holders)
                 if attempt == _RELEASES or not open_only:
                     raise
-                await trio.sleep(_RELEASE_TIME)
+                await trio.sleep(self._release_time)
             else:
                 break
         return {}
@@ -154,7 +165,7 @@ class VolumePlugin:
     async def _reach(self, volume: Volume) -> str:
         """Return the place of a volume once it can be seen there. Raises PluginError."""
         start = trio.current_time()
-        with trio.move_on_at(start + _PATIENCE):
+        with trio.move_on_at(start + self._patience):
             place = await self._look(partial(self._places.require, volume))
             while True:
                 try:

@@ -13,6 +13,7 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as serve_http
 from hypercorn.typing import Framework
+from starlette.types import ASGIApp
 
 from volfs.docker.application import make_application
 from volfs.docker.listener import Listener
@@ -35,22 +36,27 @@ async def serve(
     socket_path: str,
     stop: trio.Event,
     *,
+    grace: float = _GRACE,
+    make: Callable[[VolumePlugin], ASGIApp] = make_application,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve ``store`` as a volume plugin at ``socket_path`` until ``stop`` is set.
 
     Started once clients can connect. The socket is gone when this returns or is cancelled.
     Raises PluginError when it cannot be made.
+
+    ``grace``: seconds for requests under way to be answered in the end. ``make`` makes the
+    application.
     """
     listener = await trio.to_thread.run_sync(Listener, socket_path)
     try:
-        application = cast(Framework, make_application(VolumePlugin(store, places)))
+        application = cast(Framework, make(VolumePlugin(store, places)))
         task_status.started()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_remove_upon, stop, listener)
             while not stop.is_set():
                 try:
-                    config = _config(listener.descriptor())
+                    config = _config(listener.descriptor(), grace)
                     await serve_http(application, config, shutdown_trigger=stop.wait, mode="asgi")
                 except Exception:
                     # What one client sends can do that, such as a malformed upgrade to HTTP/2. The
@@ -69,7 +75,7 @@ async def _remove_upon(stop: trio.Event, listener: Listener) -> None:
     await trio.to_thread.run_sync(listener.remove)
 
 
-def _config(descriptor: int) -> Config:
+def _config(descriptor: int, grace: float) -> Config:
     """Return the server's settings; it takes the descriptor over."""
     config = Config()
     config.bind = [f"fd://{descriptor}"]
@@ -77,7 +83,7 @@ def _config(descriptor: int) -> Config:
     config.accesslog = None
     config.errorlog = log
     config.include_server_header = False
-    config.graceful_timeout = _GRACE
+    config.graceful_timeout = grace
     return config
 
 

@@ -23,7 +23,8 @@ from typing import Protocol, TypeVar
 import pytest
 
 from tests.children import Child, needs_root
-from tests.conftest import DEADLINE, wait_for
+from tests.conftest import wait_for
+from tests.daemons import DEADLINE
 from tests.fs.wire.tapped import (
     FILE,
     GETATTR,

@@ -13,6 +13,9 @@ import pytest
 
 from tests.cli.running import Terminal, names, on_terminal, process, program, shell, volfs
 from tests.conftest import MountFactory
+from volfs.cli.filters import Filters
+from volfs.cli.pruning import Chosen, remove_chosen
+from volfs.cli.scope import open_scope
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 
@@ -123,7 +126,6 @@ class TestUnasked:
         """What comes into use while others are being removed is seen."""
         from volfs.store import VolumeStore
 
-        monkeypatch.setattr("volfs.cli.pruning._FRESH", 0.0)
         volfs("create", "a", "b", "c")
         opened = []
         look = VolumeStore.remove
@@ -135,7 +137,11 @@ class TestUnasked:
             look(store, name, by=by, only_empty=only_empty)
 
         monkeypatch.setattr(VolumeStore, "remove", remove)
-        assert volfs("prune", "--yes").code == 0
+        with open_scope(str(scope)) as now:
+            chosen = [Chosen.of(volume) for volume in now.store.list()]
+        filters = Filters(dangling=True)
+        removed, code = remove_chosen(str(scope), filters, chosen, quiet=True, fresh=0)
+        assert (removed, code) == (["a", "b", "c"], 0)
         assert names() == []
         assert len(set(map(id, opened))) == 3
 

@@ -1,4 +1,4 @@
-"""mount and umount as programs: the background, the foreground, and every refusal."""
+"""The command mount as a program: the background, the foreground, and every refusal."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import errno
 import os
 import re
 import signal
-import socket
 import stat
 import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,16 +17,15 @@ import pytest
 
 from tests import levels
 from tests.children import NOBODY
-from tests.cli.running import PROGRAM, ROOT, Result, program, running
-from tests.conftest import Mounted, is_mounted, wait_for
+from tests.cli.running import SERVING, Result, program, running
+from tests.conftest import is_mounted, wait_for
+from tests.daemons import ServiceManager, foreground
+from tests.interpreter import PROGRAM, ROOT, User
 from tests.unprivileged import shared
 from volfs.linux import syscalls
 from volfs.store import tree_mounts
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="these mount as root")
-
-SERVING = r"(\S+ \S+ )?INFO volfs.level: serving at \S+, level (plain|tap|passthrough)( \(.*\))?\n"
-"""All that a daemon logs when nothing is the matter."""
 
 
 @dataclass
@@ -42,6 +39,12 @@ class Background:
     def mount(self, *words: str) -> Result:
         options = levels.mount_options()
         return program("mount", self.scope, self.mnt, "--log-file", self.log, *options, *words)
+
+    def foreground(
+        self, environment: Mapping[str, str]
+    ) -> AbstractContextManager[subprocess.Popen[str]]:
+        options = levels.mount_options()
+        return foreground("mount", "-f", self.scope, self.mnt, *options, environment=environment)
 
     def daemon(self) -> int:
         """The daemon's process id; fails when there is none."""
@@ -268,83 +271,28 @@ class TestRefusals:
         self.refused(place, place.mount(*words), why, code=2)
 
 
-class TestUmount:
-    def test_busy_says_who(self, tree: Mounted) -> None:
-        (tree.mnt / "vol").mkdir()
-        with (tree.mnt / "vol/file").open("w"):
-            result = program("umount", tree.mnt)
-            assert result.code == 10
-            who = f"open {tree.mnt}/vol/file by process {os.getpid()} "
-            assert who in result.err
-            assert is_mounted(tree.mnt)
-        child = subprocess.Popen(["sleep", "100"], cwd=tree.mnt / "vol")
-        try:
-            result = program("umount", tree.mnt)
-            assert f"{tree.mnt}/vol (working directory) by process {child.pid} " in result.err
-        finally:
-            child.kill()
-            child.wait()
-        assert program("umount", tree.mnt).code == 0
-        assert tree.process.wait(20) == 0
-
-    def test_lazy(self, tree: Mounted) -> None:
-        (tree.mnt / "vol").mkdir()
-        with (tree.mnt / "vol/file").open("w") as file:
-            assert program("umount", "--lazy", tree.mnt).code == 0
-            assert not is_mounted(tree.mnt)
-            file.write("still served")
-            file.flush()
-        assert tree.process.wait(20) == 0
-        assert (tree.data("vol") / "file").read_text() == "still served"
-
-    def test_nothing_there(self, workspace: Path, tree: Mounted) -> None:
-        result = program("umount", workspace, tree.mnt)
-        assert result.code == 10
-        assert re.fullmatch(r"volfs: cannot unmount .*\n", result.err)
-        assert not is_mounted(tree.mnt), "the others are unmounted all the same"
-        assert tree.process.wait(20) == 0
-
-
-@contextmanager
-def foreground(place: Background, notify: str) -> Iterator[subprocess.Popen[str]]:
-    process = subprocess.Popen(
-        [*PROGRAM, "mount", "-f", place.scope, place.mnt, *levels.mount_options()],
-        env={**os.environ, "NOTIFY_SOCKET": notify},
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=ROOT,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.terminate()
-
-
 class TestForeground:
     @pytest.mark.parametrize("abstract", [False, True])
     @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
     def test_tells_the_service_manager(
         self, place: Background, workspace: Path, abstract: bool, number: int
     ) -> None:
-        address = f"\0volfs-test-{os.getpid()}" if abstract else str(workspace / "notify")
-        shown = "@" + address[1:] if abstract else address
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-            manager.bind(address)
-            manager.settimeout(20)
-            with foreground(place, shown) as process:
-                told = manager.recv(4096).decode().splitlines()
-                assert told == ["READY=1", f"STATUS=Serving {place.scope}"]
-                os.listdir(place.mnt)
-                process.send_signal(number)
-                assert manager.recv(4096) == b"STOPPING=1"
-                assert process.wait(20) == 0
-                assert process.stderr
-                assert re.fullmatch(SERVING, process.stderr.read())
+        address = f"@volfs-test-{os.getpid()}" if abstract else str(workspace / "notify")
+        with (
+            ServiceManager(address) as manager,
+            place.foreground(manager.environment) as process,
+        ):
+            assert manager.told() == ["READY=1", f"STATUS=Serving {place.scope}"]
+            os.listdir(place.mnt)
+            process.send_signal(number)
+            assert manager.told() == ["STOPPING=1"]
+            assert process.wait(20) == 0
+            assert process.stderr
+            assert re.fullmatch(SERVING, process.stderr.read())
         assert not is_mounted(place.mnt)
 
     def test_a_manager_that_is_gone(self, place: Background, workspace: Path) -> None:
-        with foreground(place, str(workspace / "nobody")) as process:
+        with place.foreground({"NOTIFY_SOCKET": str(workspace / "nobody")}) as process:
             assert process.stderr
             assert re.fullmatch(SERVING, process.stderr.readline())
             line = process.stderr.readline()
@@ -363,21 +311,21 @@ def test_another_user_in_the_background(place: Background) -> None:
     place.log.touch()
     for path in (place.scope, place.mnt, place.log):
         os.chown(path, NOBODY, NOBODY)
-    user = [sys.executable, "-m", "tests.unprivileged", str(NOBODY), str(place.mnt.parent)]
+    user = User(NOBODY, place.mnt.parent)
     with shared(place.mnt.parent):
         words = ("mount", place.scope, place.mnt, "--log-file", place.log)
-        result = program(*words, *levels.mount_options(), command=user)
+        result = program(*words, *levels.mount_options(), user=user)
         assert (result.code, result.err) == (0, "")
         script = f"mkdir '{place.mnt}/vol' && echo x >'{place.mnt}/vol/file'"
         subprocess.run(
             ["sh", "-ec", script], user=NOBODY, group=NOBODY, extra_groups=[], check=True
         )
         assert (place.scope / "volumes/vol/_data/file").stat().st_uid == NOBODY
-        result = program("ls", "-q", "--scope", place.scope, command=user)
+        result = program("ls", "-q", "--scope", place.scope, user=user)
         assert result.out == "vol\n"
-        result = program("doctor", command=user)
+        result = program("doctor", user=user)
         assert "ok mounting     works, by fusermount3" in result.out, result
-        result = program("umount", place.mnt, command=user)
+        result = program("umount", place.mnt, user=user)
         assert (result.code, result.err) == (0, "")
         wait_for(place.ended, "the daemon's end")
     assert re.fullmatch(SERVING, place.log.read_text())

@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.cli.running import (
-    PROGRAM,
-    ROOT,
     elsewhere,
     names,
     on_terminal,
@@ -25,6 +23,7 @@ from tests.cli.running import (
     volfs,
 )
 from tests.conftest import MountFactory
+from tests.interpreter import PROGRAM, ROOT
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
 

@@ -1,0 +1,55 @@
+"""The command create makes volumes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.cli.running import names, volfs
+
+
+class TestCreate:
+    def test_makes_volumes_and_prints_their_names(self, scope: Path) -> None:
+        result = volfs("create", "b", "a", "vol1 (copy 1)")
+        assert (result.code, result.out, result.err) == (0, "b\na\nvol1 (copy 1)\n", "")
+        assert names() == ["a", "b", "vol1 (copy 1)"]
+        assert (scope / "volumes/a/_data").is_dir()
+
+    def test_again_is_success(self, web: Path) -> None:
+        assert volfs("create", "web").code == 0
+        assert (web / "index.html").exists()
+
+    def test_json(self, scope: Path) -> None:
+        (made,) = volfs("create", "--json", "--label", "a=1", "--label", "b", "x").json
+        assert made.pop("created_at").endswith("Z")
+        assert made == {
+            "name": "x",
+            "driver": "local",
+            "path": str(scope / "volumes/x/_data"),
+            "labels": {"a": "1", "b": ""},
+            "options": {},
+        }
+
+    def test_other_options_conflict(self, scope: Path) -> None:
+        assert volfs("create", "web", "--opt", "mode=0700").code == 0
+        result = volfs("create", "web", "--opt", "mode=0711")
+        assert result.code == 5
+        assert result.err.startswith("volfs: volume 'web'")
+
+    def test_unknown_option(self, scope: Path) -> None:
+        result = volfs("create", "web", "--opt", "color=red")
+        assert result.code == 3
+        assert "color" in result.err
+        assert names() == []
+
+    def test_one_bad_name_keeps_no_other_from_being_made(self, scope: Path) -> None:
+        result = volfs("create", "a", ".hidden", "b/c", "z")
+        assert result.code == 3
+        assert len(result.err.splitlines()) == 2
+        assert names() == ["a", "z"]
+
+    def test_a_name_of_dashes_goes_after_two_dashes(self, scope: Path) -> None:
+        assert volfs("create", "--", "-x").code == 3
+        assert volfs("create", "-x").code == 2
+
+    def test_no_key(self, scope: Path) -> None:
+        assert volfs("create", "x", "--label", "=1").code == 2
