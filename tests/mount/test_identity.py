@@ -65,7 +65,7 @@ def scarce(disk: Path) -> Iterator[Mounted]:
     """Another one, whose daemon has few."""
     with open_workspace() as workspace, mounting(workspace) as mount:
         (disk / "scarce").mkdir()
-        yield mount(scope=disk / "scarce", preexec=few_descriptors(FEW), keep_removed="1h")
+        yield mount(scope=disk / "scarce", prepare=few_descriptors(FEW), keep_removed="1h")
 
 
 def names() -> list[str]:

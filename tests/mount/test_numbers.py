@@ -88,7 +88,7 @@ def test_many_subvolumes_need_no_descriptor_each(mount: MountFactory) -> None:
     with open_workspace() as workspace, btrfs(workspace / "disk") as disk:
         scope = disk / "scope"
         scope.mkdir()
-        tree = mount(scope=scope, preexec=few_descriptors(256))
+        tree = mount(scope=scope, prepare=few_descriptors(256))
         create = program("btrfs", "btrfs-progs")
         for number in range(400):
             volume = scope / "volumes" / f"v{number}"
