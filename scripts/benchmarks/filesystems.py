@@ -96,10 +96,13 @@ class Mounted:
         return time.clock_gettime_ns((~self.pid << 3) | 2)
 
 
-def _volfs(site: Site, caching: Caching, without: str = "") -> list[str]:
+def _volfs(
+    site: Site, caching: Caching, without: str = "", python: str = sys.executable
+) -> list[str]:
     options = ",".join(filter(None, (f"cache={caching.name.lower()}", without)))
     mount = ["mount", "-f", str(site.scope), str(site.mountpoint), "-o", options]
-    return [sys.executable, "-m", "volfs", *mount]
+    # -P: the volfs that this Python has installed, not the one in the working directory.
+    return [python, "-P", "-m", "volfs", *mount]
 
 
 def _bindfs(site: Site, caching: Caching) -> list[str]:
@@ -143,6 +146,7 @@ def _passthrough_ll(site: Site, caching: Caching) -> list[str]:
 NATIVE = "native"
 VOLFS = "volfs"
 TAP = "volfs-tap"
+OTHER = "volfs-other"
 PEERS = ("bindfs", "mergerfs", "passthrough_ll")
 """None of them has files read and written by the kernel directly."""
 
@@ -158,6 +162,19 @@ FILESYSTEMS = {
         FileSystem("passthrough_ll", _passthrough_ll, "_data"),
     )
 }
+
+
+def other_checkout(directory: Path) -> FileSystem:
+    """The volfs of another checkout, which scripts/quickstart or scripts/test installed there.
+
+    Raises BenchError where there is none.
+    """
+    python = directory.resolve() / ".venv/bin/python"
+    if not python.exists():
+        raise BenchError(f"there is no {python}: run scripts/quickstart in {directory} first")
+    return FileSystem(OTHER, partial(_volfs, python=str(python)), VOLUME)
+
+
 DEFAULT = (VOLFS, TAP, *PEERS)
 """Measured beside native unless others are asked for."""
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from benchmarks import chart, report, session
 from benchmarks.catalogue import WORKLOADS
-from benchmarks.filesystems import DEFAULT, BenchError
+from benchmarks.filesystems import DEFAULT, FILESYSTEMS, OTHER, BenchError, other_checkout
 from benchmarks.measure import Rounds
 from benchmarks.workloads import QUICK, Sizes
 
@@ -56,6 +56,7 @@ how it is kept fair:
 examples:
   scripts/bench --quick
   scripts/bench --only 'uncached/*' --fs volfs,volfs-plain,bindfs
+  scripts/bench --quick --fs volfs --other ../volfs-before
   scripts/bench --json scripts/bench.json --chart scripts/bench.svg
 """
 
@@ -120,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--only", metavar="PATTERN,...", default="*", help="workloads by name; --list shows them")
     add("--fs", metavar="NAME,...", default=",".join(DEFAULT), help="filesystems beside native")
     add(
+        "--other",
+        type=Path,
+        metavar="CHECKOUT",
+        help="the volfs of another checkout as well, as volfs-other: what a change costs",
+    )
+    add(
         "--pin",
         choices=("split", "same", "both"),
         default="both",
@@ -152,9 +159,13 @@ def _plan(options: argparse.Namespace) -> session.Plan:
     rounds = Rounds(2, 1) if options.quick else Rounds(5, 3)
     if options.rounds:
         rounds = Rounds(options.rounds, options.rounds)
+    chosen = options.fs.split(",")
+    if options.other:
+        FILESYSTEMS[OTHER] = other_checkout(options.other)
+        chosen.append(OTHER)
     return session.Plan(
         patterns=options.only.split(","),
-        filesystems=options.fs.split(","),
+        filesystems=chosen,
         sizes=QUICK if options.quick else Sizes(),
         rounds=rounds,
         inodes=options.inodes or (10_000 if options.quick else 100_000),
