@@ -51,14 +51,16 @@ class AttributeRequests:
             return self._threads.elsewhere(lambda: self._attributes.getattr(inode), inode)
         return self._attributes.getattr(inode)
 
-    def setattr(self, node_id: int, changes: Changes, fh: int | None) -> Status | Later[Status]:
+    def setattr(
+        self, node_id: int, changes: Changes, fh: int | None, ctx: Requester
+    ) -> Status | Later[Status]:
         if node_id == ROOT_ID:
             # Its mode and owner are mount options.
             raise os_error(errno.EPERM)
         inode = self._inodes[node_id]
         handle = None if fh is None else self._handles.file(fh)
         return self._threads.where_needed(
-            lambda: self._attributes.setattr(inode, changes, handle), inode
+            lambda: self._attributes.setattr(inode, changes, handle, ctx), inode
         )
 
     def statfs(self, node_id: int = ROOT_ID) -> os.statvfs_result | Later[os.statvfs_result]:
@@ -107,10 +109,12 @@ class AttributeRequests:
 
         return self._threads.where_needed(shown, inode)
 
-    def removexattr(self, node_id: int, name: bytes) -> Later[None] | None:
+    def removexattr(self, node_id: int, name: bytes, ctx: Requester) -> Later[None] | None:
         inode = self._inodes[node_id]
         if name.startswith(XATTR_PREFIX) or node_id == ROOT_ID:
             return self._threads.elsewhere(
                 lambda: self._volume_attributes.remove(inode, name), inode
             )
-        return self._threads.where_needed(lambda: self._attributes.removexattr(inode, name), inode)
+        return self._threads.where_needed(
+            lambda: self._attributes.removexattr(inode, name, ctx), inode
+        )
