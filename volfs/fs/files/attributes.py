@@ -20,7 +20,9 @@ from volfs.linux.syscalls import os_error
 _NOTHING = nullcontext()
 _PRIVILEGES = stat.S_ISUID | stat.S_ISGID
 _ACL = b"system.posix_acl_access"
+_ACLS = (_ACL, b"system.posix_acl_default")
 _CAPABILITY = b"security.capability"
+_TRUSTED = b"trusted."
 
 
 class Changes(NamedTuple):
@@ -117,6 +119,7 @@ class Attributes:
 
     def setxattr(self, inode: Inode, name: bytes, value: bytes, flags: int, ctx: Requester) -> None:
         """setxattr(2) with its ``flags``, XATTR_CREATE and XATTR_REPLACE."""
+        check_xattr(name)
         fd = self._inodes.reach(inode)
         path = f"/proc/self/fd/{fd}"
         if name == _ACL and os.geteuid() == 0:
@@ -130,12 +133,18 @@ class Attributes:
 
     def getxattr(self, inode: Inode, name: bytes) -> bytes | None:
         """An extended attribute, None if the inode has none of that name."""
+        check_xattr(name)
         return calls.getxattr(self._inodes.reach(inode), name)
 
-    def listxattr(self, inode: Inode) -> list[bytes]:
-        return [
-            os.fsencode(name) for name in os.listxattr(f"/proc/self/fd/{self._inodes.reach(inode)}")
-        ]
+    def listxattr(self, inode: Inode, ctx: Requester) -> list[bytes]:
+        """The names that ``ctx`` may see: as on ext4 and XFS, those of trusted.* are only for who
+        may read them."""
+        path = f"/proc/self/fd/{self._inodes.reach(inode)}"
+        names = [os.fsencode(name) for name in os.listxattr(path)]
+        trusted = any(name.startswith(_TRUSTED) for name in names)
+        if trusted and not who(ctx).has(syscalls.CAP_SYS_ADMIN):
+            return [name for name in names if not name.startswith(_TRUSTED)]
+        return names
 
     def removexattr(self, inode: Inode, name: bytes, ctx: Requester) -> None:
         """removexattr(2).
@@ -143,6 +152,7 @@ class Attributes:
         Of file capabilities the kernel also has it done before it changes nothing of the owner,
         or writes: see ``_change_nothing``.
         """
+        check_xattr(name)
         fd = self._inodes.reach(inode)
         if name == _CAPABILITY:
             status = fstat(fd)
@@ -151,6 +161,18 @@ class Attributes:
                 if not _owns(caller, status) and not caller.has(syscalls.CAP_SETFCAP):
                     raise os_error(errno.EPERM)
         os.removexattr(f"/proc/self/fd/{fd}", name)
+
+
+def check_xattr(name: bytes) -> None:
+    """Raise OSError(EOPNOTSUPP) for an extended attribute that nobody has checked.
+
+    The kernel checks user.*, trusted.*, security.* and the POSIX ACLs. The rest of system.* it
+    leaves to the filesystem: there NFS, CIFS and NTFS have permissions in a form of their own,
+    which the daemon, as root, could change whosever they are. It is the answer of a filesystem
+    that has no such attribute.
+    """
+    if name.startswith(b"system.") and name not in _ACLS:
+        raise os_error(errno.EOPNOTSUPP)
 
 
 def setgid_as_asked(mode: int) -> AbstractContextManager[None]:
