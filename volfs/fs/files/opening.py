@@ -127,9 +127,9 @@ class Opening:
         """
         if self._root and handle.inode.device.reserves:
             with self._identity.acting(UNRESERVED, UNRESERVED, 0), clearing(clears, handle.fd):
-                return handle.write(data, offset, append)
+                return _write(handle, data, offset, append)
         with clearing(clears, handle.fd):
-            return handle.write(data, offset, append)
+            return _write(handle, data, offset, append)
 
     def descriptor(self, handle: FileHandle) -> int:
         """The descriptor of an open file, opened now if it was not needed so far."""
@@ -243,6 +243,25 @@ class Opening:
             self._inodes.descriptors.released(handle.inode, handle.fd)
         finally:
             handle.close()
+
+
+def _write(handle: FileHandle, data: Data, offset: int, append: bool | None) -> int:
+    """FileHandle.write; with O_DIRECT it writes all or fails.
+
+    A short direct write the kernel takes for a failure and says EIO (fuse_get_res_by_io in
+    fs/fuse/file.c). What is left of it tells the reason, such as ENOSPC or EDQUOT; so it is with
+    a direct write on ext4 and XFS, of which a part can have been written too.
+    """
+    written = handle.write(data, offset, append)
+    if handle.direct:
+        rest = memoryview(data)[written:]
+        while rest:
+            count = handle.write(rest, offset + written, append)
+            if not count:
+                break
+            written += count
+            rest = rest[count:]
+    return written
 
 
 def make_unnamed(directory: int, flags: int, mode: int) -> int:
