@@ -122,6 +122,31 @@ def test_a_user_fills_the_filesystem_up_to_the_reserve(full: Pair) -> None:
     wait_for(lambda: room(full.native)[0] == available, "the space", 5.0)
 
 
+@pytest.mark.parametrize("size", [0, 64 * MIB], ids=["growing", "into a hole"])
+def test_a_direct_write_says_that_there_is_no_room(full: Pair, size: int) -> None:
+    """As natively, whether it makes the file longer or not; not EIO, as for a broken disk."""
+
+    def fill_directly(path: Path) -> object:
+        # In pieces that are one request each, the last of which is written in part.
+        block = mmap.mmap(-1, 239 * BLOCK)
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_DIRECT, 0o666)
+        try:
+            os.truncate(path, size)
+            for start in range(0, 48 * MIB, len(block)):
+                count = outcome(os.pwritev, fd, [block], start)
+                if isinstance(count, str):
+                    return count
+        finally:
+            os.close(fd)
+        return None
+
+    expected = run_as(partial(fill_directly, full.native / "f"))
+    (full.native / "f").unlink()
+    wait_for(lambda: room(full.native)[0] > 8 * MIB, "the space", 5.0)
+    assert expected == "ENOSPC"
+    assert run_as(partial(fill_directly, full.mounted / "f")) == "ENOSPC"
+
+
 def test_a_full_filesystem_says_so_and_loses_nothing(full: Pair) -> None:
     """What was there stays, and room that is made is there at once."""
     kept = content(300_000, 7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import struct
 import subprocess
 import termios
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import OTHER, USER, run_as
-from tests.conftest import Mounted
+from tests.conftest import Mounted, MountFactory
 from tests.mount.comparing import Pair, outcome
 from volfs.fs.files import flags
 
@@ -25,7 +26,9 @@ FS_APPEND_FL = 0x20
 FS_IMMUTABLE_FL = 0x10
 FS_NODUMP_FL = 0x40
 FS_NOATIME_FL = 0x80
+FS_PROJINHERIT_FL = 0x2000_0000
 XFLAG_NODUMP = 0x80
+XFLAG_PROJINHERIT = 0x200
 
 
 @pytest.fixture(autouse=True)
@@ -264,6 +267,86 @@ def test_a_user_gets_past_no_check_with_other_commands(pair: Pair) -> None:
             run_as(lambda value=value: send(flags.FS_IOC_FSSETXATTR, value))  # type: ignore[misc]
         assert caught.value.errno == errno.EPERM
     assert not get(pair.data / "file") & (FS_IMMUTABLE_FL | FS_APPEND_FL)
+
+
+# -- projects
+
+
+def projects(path: Path) -> list[object]:
+    """What comes of changing the project id, and whether it is inherited."""
+    told: list[object] = []
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        before = list(struct.unpack("=5I8x", fcntl.ioctl(fd, flags.FS_IOC_FSGETXATTR, bytes(28))))
+        for position, value in ((3, 4711), (0, before[0] | XFLAG_PROJINHERIT)):
+            fields = [*before]
+            fields[position] = value
+            wanted = struct.pack("=5I8x", *fields)
+            told.append(outcome(fcntl.ioctl, fd, flags.FS_IOC_FSSETXATTR, wanted) == wanted)
+        (value,) = struct.unpack("I", fcntl.ioctl(fd, flags.FS_IOC_GETFLAGS, bytes(4)))
+        for bits in (value ^ FS_PROJINHERIT_FL, value | FS_NODUMP_FL):
+            told.append(outcome(fcntl.ioctl, fd, flags.FS_IOC_SETFLAGS, struct.pack("I", bits)))
+        now = struct.unpack("=5I8x", fcntl.ioctl(fd, flags.FS_IOC_FSGETXATTR, bytes(28)))
+        told.append((now[0] & XFLAG_PROJINHERIT, now[3]))
+    finally:
+        os.close(fd)
+    return told
+
+
+@pytest.mark.parametrize("uid", [0, USER], ids=["root", "owner"])
+def test_nobody_moves_a_file_to_another_project(
+    filesystems: Callable[[str], Path], mount: MountFactory, uid: int
+) -> None:
+    """Natively the owner may; here limits are kept by it. What is not about it is done."""
+    disk = filesystems("xfs")
+    native = disk / "native"
+    native.mkdir()
+    scope = disk / "scope"
+    scope.mkdir()
+    tree = mount(scope=scope)
+    (tree.mnt / "v").mkdir()
+    try:
+        for top in (native, tree.mnt / "v", tree.data("v")):
+            os.chown(top, uid, uid)
+        assert run_as(lambda: projects(native), uid)[:2] == [True, True]
+        top = tree.mnt / "v"
+        with_flags = struct.pack("I", get(top) | FS_NODUMP_FL)
+        told = run_as(lambda: projects(top), uid)
+        assert told == [False, False, told[2], with_flags, (0, 0)]
+        assert told[2] in ("EPERM", "EOPNOTSUPP")
+        assert lsattr(tree.data("v"), "-p").split() == ["0", "-" * 6 + "d" + "-" * 15]
+    finally:
+        tree.stop()
+        shutil.rmtree(scope)
+        native.rmdir()
+
+
+# -- what anybody may ask
+
+
+@pytest.mark.parametrize("uid", [0, USER], ids=["root", "user"])
+def test_generation_and_label_are_told(pair: Pair, uid: int) -> None:
+    def run(top: Path) -> object:
+        path = top / "file"
+        path.touch()
+        told = []
+        for asked in (path, top):
+            fd = os.open(asked, os.O_RDONLY)
+            told.append(outcome(fcntl.ioctl, fd, flags.FS_IOC_GETFSLABEL, bytes(256)))
+            generation = outcome(fcntl.ioctl, fd, flags.FS_IOC_GETVERSION, b"\xff" * 8)
+            assert len(generation) == 8
+            # Each file has its own: it is that of what lies behind.
+            behind = os.open(pair.data / asked.relative_to(top), os.O_RDONLY)
+            here = fd if top == pair.native else behind
+            assert generation == fcntl.ioctl(here, flags.FS_IOC_GETVERSION, b"\xff" * 8)
+            told.append(generation[4:])
+            os.close(fd)
+            os.close(behind)
+        return told
+
+    for top in (pair.native, pair.mounted):
+        (top / "file").touch()
+    run_as(lambda: pair.same(run), uid)
 
 
 # -- other ioctls

@@ -305,18 +305,34 @@ def test_privileged_bits_are_cleared_as_on_the_disk(
     pair.same(operation)
 
 
-def test_root_clears_privileged_bits_by_writing_and_sets_them_by_chmod(pair: Pair) -> None:
-    """A known difference: natively root's own writes leave them.
+@pytest.mark.needs_tap
+def test_root_keeps_privileged_bits(pair: Pair) -> None:
+    """Whoever has CAP_FSETID does, whosever the file is."""
 
-    The daemon cannot tell a write of root from one of somebody else.
-    """
-    path = pair.mounted / "f"
+    def operation(top: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
+        for name, mode in itertools.product(CHANGERS, (*SPECIAL_MODES, 0o2767, 0o6644)):
+            path = top / f"{name} {mode:o}"
+            path.write_bytes(b"content")
+            os.chown(path, USER, MEMBERS)
+            path.chmod(mode)
+        told = change_all(top)
+        data = pair.data if top == pair.mounted else top
+        return told, [owned(path) for path in sorted(data.iterdir())]
+
+    pair.same(operation)
+
+
+def test_at_the_plain_level_root_clears_privileged_bits_by_writing(mount: MountFactory) -> None:
+    """A known difference: a request does not say there whether its sender may leave them."""
+    tree = mount(no_tap=True)
+    (tree.mnt / "v").mkdir()
+    path = tree.mnt / "v/f"
     path.write_bytes(b"content")
     for change, left in ((append_to, 0o755), (lambda path: path.chmod(0o6751), 0o6751)):
         path.chmod(0o6755)
         change(path)
-        assert stat.S_IMODE(os.stat(pair.data / "f").st_mode) == left
-        pair.mounted.joinpath("f").open("rb").close()
+        assert stat.S_IMODE(os.stat(tree.data("v") / "f").st_mode) == left
+        path.open("rb").close()
 
 
 def test_setgid_without_group_execute_is_cleared_for_members_too(pair: Pair) -> None:

@@ -173,6 +173,68 @@ def test_setuid_goes_though_the_file_was_opened_before_it_came(remembering: Pair
 
 
 @pytest.mark.needs_tap
+@pytest.mark.parametrize("how", CHANGES)
+def test_root_keeps_setuid_and_setgid_whatever_it_changes(remembering: Pair, how: str) -> None:
+    """As for others, in the reverse: the kernel says that the writer may leave them."""
+
+    def operation(top: Path) -> list[object]:
+        source = top / "source"
+        source.write_bytes(content(9000))
+        told: list[object] = []
+        for owner, mode in itertools.product((0, USER), (*MODES, 0o2767)):
+            path = top / f"{owner} {mode:o}"
+            path.write_bytes(content(5000, 2))
+            os.chown(path, owner, owner)
+            path.chmod(mode)
+            told += [outcome(change, path, source, CHANGES[how]), owned(path)]
+            told.append(owned(remembering.data / path.name if top != remembering.native else path))
+        return told
+
+    told = remembering.same(operation)
+    assert (oct(stat.S_IFREG | 0o6777), 0, 0) in told
+
+
+@pytest.mark.needs_tap
+def test_root_keeps_setuid_and_setgid_with_fallocate(remembering: Pair) -> None:
+    def operation(top: Path) -> list[object]:
+        told: list[object] = []
+        for mode in MODES:
+            path = top / f"{mode:o}"
+            path.write_bytes(content(5000, 2))
+            path.chmod(mode)
+            with path.open("r+b") as file:
+                told.append(outcome(syscalls.fallocate, file.fileno(), 0, 100, 20_000))
+            told += [owned(path), path.stat().st_size]
+        return told
+
+    remembering.same(operation)
+
+
+@pytest.mark.needs_tap
+@pytest.mark.parametrize("how", CHANGES)
+def test_root_without_the_capability_does_not(remembering: Pair, how: str) -> None:
+    def operation(top: Path) -> list[object]:
+        source = top / "source"
+        source.write_bytes(content(9000))
+        told: list[object] = []
+        for mode in MODES:
+            path = top / f"{mode:o}"
+            path.write_bytes(content(5000, 2))
+            path.chmod(mode)
+
+            def work(path: Path = path) -> object:
+                effective, permitted, inheritable = syscalls.capget()
+                mask = ~(1 << syscalls.CAP_FSETID)
+                syscalls.capset(effective & mask, permitted & mask, inheritable & mask)
+                return outcome(change, path, source, CHANGES[how])
+
+            told += [run_as(work, 0), owned(path)]
+        return told
+
+    remembering.same(operation)
+
+
+@pytest.mark.needs_tap
 @pytest.mark.parametrize("mode", [0, 1, 3, 0x10 | 1], ids=["", "keep size", "punch", "zero"])
 def test_setuid_and_capabilities_go_with_fallocate(remembering: Pair, mode: int) -> None:
     def operation(top: Path) -> list[object]:

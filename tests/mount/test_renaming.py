@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import OTHER, USER, run_as
-from tests.mount.comparing import Pair, outcome
+from tests.mount.comparing import Pair, outcome, owned
 from volfs.linux import syscalls
 
 pytestmark = pytest.mark.no_data
@@ -77,6 +77,31 @@ def test_every_rename_ends_as_on_the_disk(pair: Pair, flags: int) -> None:
         return told
 
     pair.same(operation)
+
+
+@pytest.mark.parametrize("uid", [0, USER], ids=["root", "user"])
+def test_a_whiteout_is_who_left_its(pair: Pair, uid: int) -> None:
+    """What RENAME_WHITEOUT leaves is a new file, in a setgid directory of the group's."""
+
+    def operation(top: Path) -> list[object]:
+        told: list[object] = []
+        for mode in (0o1777, 0o3777):
+            here = top / f"{mode:o}"
+            here.mkdir()
+            os.chown(here, OTHER, OTHER)
+            here.chmod(mode)
+            (here / "f").write_bytes(b"content")
+            os.chown(here / "f", uid, uid)
+
+            def work(here: Path = here) -> object:
+                return outcome(rename, here / "f", here / "moved", syscalls.RENAME_WHITEOUT)
+
+            told += [run_as(work, uid), owned(here / "f"), (here / "f").lstat().st_rdev]
+            data = pair.data / here.name if top == pair.mounted else here
+            told += [owned(data / "f"), owned(here / "moved")]
+        return told
+
+    assert None in pair.same(operation)
 
 
 def test_renaming_a_directory_into_itself(pair: Pair) -> None:

@@ -21,6 +21,7 @@ from tests.children import OTHER, USER, run_as
 from tests.conftest import MountFactory
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
+from volfs.linux import syscalls
 
 pytestmark = pytest.mark.no_data
 
@@ -164,6 +165,36 @@ def test_trusted_attributes_are_listed_to_root_only(pair: Pair, uid: int) -> Non
         for name in ("trusted.secret", "user.x", "security.y"):
             os.setxattr(path, name, b"value")
         return run_as(partial(listed, path), uid)
+
+    pair.same(operation)
+
+
+def test_root_without_the_capability_does_not_see_them(pair: Pair) -> None:
+    def operation(top: Path) -> list[object]:
+        path = make(top / "it", "file")
+        for name in ("trusted.secret", "user.x"):
+            os.setxattr(path, name, b"value")
+
+        def work() -> list[object]:
+            effective, permitted, inheritable = syscalls.capget()
+            mask = ~(1 << syscalls.CAP_SYS_ADMIN)
+            syscalls.capset(effective & mask, permitted & mask, inheritable & mask)
+            return [listed(path), outcome(os.getxattr, path, "trusted.secret")]
+
+        return run_as(work, 0)
+
+    assert pair.same(operation) == [["user.x"], "ENODATA"]
+
+
+@pytest.mark.parametrize("name", ["system.x", "system.nfs4_acl", "system.cifs_acl", "system.data"])
+def test_nobody_reaches_attributes_that_nobody_checks(pair: Pair, name: str) -> None:
+    """This disk has none of these; tests/fs/files has one that takes all."""
+
+    def operation(top: Path) -> list[object]:
+        path = make(top / "it", "file")
+        return [
+            run_as(partial(outcome, os.setxattr, path, name, b"value"), uid) for uid in (0, USER)
+        ] + [outcome(os.getxattr, path, name), outcome(os.removexattr, path, name)]
 
     pair.same(operation)
 

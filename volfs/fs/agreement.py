@@ -11,13 +11,15 @@ class Agreement:
 
     ``device``: the descriptor of the FUSE device on which requests are answered; -1 where pyfuse3
     brings them. ``lists_by_inode``: directories are listed without having been opened.
-    ``maps_direct``: a file that is open past the page cache can be mapped. ``passthrough``: the
-    kernel can read and write backing files itself; ``why_not`` says why it cannot.
+    ``maps_direct``: a file that is open past the page cache can be mapped. ``says_when_to_clear``:
+    requests say whether a change takes set-user-ID and set-group-ID bits away. ``passthrough``:
+    the kernel can read and write backing files itself; ``why_not`` says why it cannot.
     """
 
     device: int = -1
     lists_by_inode: bool = False
     maps_direct: bool = False
+    says_when_to_clear: bool = False
     passthrough: bool = False
     why_not: str = ""
 

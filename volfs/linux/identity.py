@@ -14,7 +14,7 @@ import resource
 import threading
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from volfs.linux import syscalls
 from volfs.linux.calls import setfsids
@@ -27,8 +27,15 @@ UNRESERVED = 0xFFFF_FFFD
 0, or, as some distributions make it, for nobody (resuid in ext4(5))."""
 
 
+UNKNOWN = 0xFFFF_FFFF
+"""The uid and gid of who sent a request that makes nothing, where mounts can be idmapped."""
+
+
 class Requester(Protocol):
-    """Who sent a request: fsuid, fsgid, process id (0 outside our namespace) and umask."""
+    """Who sent a request: fsuid, fsgid, process id (0 outside our namespace) and umask.
+
+    uid and gid can be UNKNOWN: see ``process`` for who it is then.
+    """
 
     @property
     def uid(self) -> int: ...
@@ -84,8 +91,13 @@ class Identity:
         syscalls.capset(effective & ~drop, permitted, inheritable)
 
     def acting(self, uid: int, gid: int, umask: int) -> _Acting:
-        """The context: file system ids ``uid`` and ``gid``, file creation mask ``umask``."""
+        """The context: file system ids ``uid`` and ``gid``, file creation mask ``umask``.
+
+        UNKNOWN ids are nobody's, who may not use what a filesystem reserves.
+        """
         self.separate_umask()
+        if uid == UNKNOWN or gid == UNKNOWN:
+            uid = gid = UNRESERVED  # setfsuid(2) takes -1 for a question
         return _Acting(self._switch and (uid != 0 or gid != 0), uid, gid, umask, self._effective)
 
     def separate_umask(self) -> None:
@@ -136,10 +148,11 @@ class _Acting:
 
 
 class KeepingSetgid:
-    """Context in which chmod and ACL changes leave the setgid bit in place (CAP_FSETID).
+    """Context in which changes leave set-user-ID and set-group-ID bits in place (CAP_FSETID).
 
-    The kernel has decided whether the caller may set it; the daemon, not being a member of the
-    file's group, would lose the bit on the backing filesystem.
+    The kernel has decided whether the caller may set or keep them; the daemon, not being a member
+    of the file's group, would lose the bits on the backing filesystem. Does nothing in a daemon
+    that has no such right itself.
     """
 
     __slots__ = ("_masks",)
@@ -158,13 +171,97 @@ class KeepingSetgid:
         syscalls.capset(*self._masks)
 
 
-def in_group(pid: int, gid: int, caller_gid: int) -> bool:
-    """Whether process ``pid``, whose filesystem group is ``caller_gid``, is a member of ``gid``."""
-    if gid == caller_gid:
-        return True
+class Owning:
+    """Context in which the daemon owns all files or none, and is a member of all groups or none.
+
+    Permission to read and write is not taken: the kernel has checked that.
+    """
+
+    __slots__ = ("_all_files", "_all_groups", "_masks")
+
+    def __init__(self, *, all_files: bool, all_groups: bool) -> None:
+        self._all_files = all_files
+        self._all_groups = all_groups
+
+    def __enter__(self) -> None:
+        self._masks = syscalls.capget()
+        effective, permitted, inheritable = self._masks
+        if not self._all_files:
+            effective &= ~(1 << syscalls.CAP_FOWNER)
+        if self._all_groups:
+            effective |= permitted & 1 << syscalls.CAP_FSETID
+        # First the ids, as changing them may change the capabilities.
+        setfsids(0 if self._all_files else UNRESERVED, UNRESERVED)
+        syscalls.capset(effective, permitted, inheritable)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        setfsids(0, 0)
+        syscalls.capset(*self._masks)
+
+
+class Process(NamedTuple):
+    """Who a process is: filesystem user and groups, and its effective capabilities (a mask).
+
+    Those that it has in a user namespace of its own do not count.
+    """
+
+    uid: int
+    groups: frozenset[int]
+    capabilities: int
+
+    def has(self, capability: int) -> bool:
+        """Whether it has a capability (CAP_*)."""
+        return bool(self.capabilities & 1 << capability)
+
+
+NOBODY = Process(UNRESERVED, frozenset(), 0)
+"""Who a process is of which nothing can be told."""
+
+
+def process(pid: int) -> Process:
+    """Who process ``pid`` is; NOBODY if it is gone, or in another pid namespace.
+
+    A process that waits for the answer to its request does not end meanwhile, unless it is killed.
+    """
     try:
         status = Path(f"/proc/{pid}/status").read_bytes()
     except OSError:
-        return False  # gone already, or in another pid namespace: not as far as can be told
-    groups = next((line for line in status.splitlines() if line.startswith(b"Groups:")), b"")
-    return str(gid).encode() in groups.split()[1:]
+        return NOBODY
+    fields = {}
+    for line in status.splitlines():
+        name, _, value = line.partition(b":")
+        fields[name] = value.split()
+    groups = frozenset(map(int, [fields[b"Gid"][3], *fields[b"Groups"]]))
+    capabilities = int(fields[b"CapEff"][0], 16)
+    if capabilities and not _in_our_user_namespace(pid):
+        capabilities = 0
+    return Process(int(fields[b"Uid"][3]), groups, capabilities)
+
+
+def _in_our_user_namespace(pid: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/ns/user"), os.stat("/proc/self/ns/user"))
+    except OSError:
+        return False
+
+
+def who(requester: Requester) -> Process:
+    """Who sent a request, as ``process`` tells, but for the ids that came with it."""
+    found = process(requester.pid)
+    if requester.uid == UNKNOWN:
+        return found
+    return found._replace(uid=requester.uid, groups=found.groups | {requester.gid})
+
+
+def keeps_setgid(requester: Requester, gid: int) -> bool:
+    """Whether a set-group-ID bit may stay on a file of group ``gid`` that ``requester`` changes:
+    it is a member, or has CAP_FSETID (in_group_or_capable in the kernel's fs/inode.c)."""
+    if gid == requester.gid:
+        return True
+    caller = process(requester.pid)
+    return gid in caller.groups or caller.has(syscalls.CAP_FSETID)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from tests.conftest import open_descriptors
 from tests.fs.conftest import Filesystem, FilesystemFactory, context
 from volfs.fs.files import CachePolicy
 from volfs.fs.inodes import FileHandle, HandleTable, RootHandle
-from volfs.linux.identity import Identity, in_group
+from volfs.linux.identity import Identity
 
 
 def file_handle(fs: Filesystem, path: Path) -> FileHandle:
@@ -164,18 +163,3 @@ def test_acting_ends_when_the_call_fails(directory: Path) -> None:
         os.umask(mask)
     assert (directory / "own").stat().st_uid == 0
     assert stat.S_IMODE((directory / "own").stat().st_mode) == 0o777
-
-
-def test_membership_of_a_process() -> None:
-    process = subprocess.Popen(["sleep", "60"], user=1000, group=1000, extra_groups=[2000, 20000])
-    try:
-        assert in_group(process.pid, 1000, 1000)
-        assert in_group(process.pid, 2000, 1000)
-        assert in_group(process.pid, 20000, 1000)
-        assert not in_group(process.pid, 200, 1000)
-        assert not in_group(process.pid, 0, 1000)
-    finally:
-        process.kill()
-        process.wait()
-    assert not in_group(process.pid, 2000, 1000)
-    assert in_group(process.pid, 1000, 1000)

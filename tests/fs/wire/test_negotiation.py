@@ -47,7 +47,12 @@ def test_all_that_is_offered_and_useful() -> None:
     assert not flags & LIBFUSE
     assert depth == 1
     assert agreed == Agreement(
-        device=DEVICE, lists_by_inode=False, maps_direct=True, passthrough=True, why_not=""
+        device=DEVICE,
+        lists_by_inode=False,
+        maps_direct=True,
+        says_when_to_clear=True,
+        passthrough=True,
+        why_not="",
     )
     assert agreed.tapped
     assert len(reply) == 64
@@ -61,6 +66,7 @@ def test_nothing_that_is_not_offered() -> None:
     assert flags == 0
     assert depth == 0
     assert not agreed.passthrough
+    assert not agreed.says_when_to_clear
     assert "6.9" in agreed.why_not
 
 

@@ -107,13 +107,23 @@ class Names:
         os.rmdir(name, dir_fd=self._inodes.reach(parent))
 
     def rename(
-        self, parent: Inode, name: bytes, new_parent: Inode, new_name: bytes, flags: int
+        self,
+        parent: Inode,
+        name: bytes,
+        new_parent: Inode,
+        new_name: bytes,
+        flags: int,
+        ctx: Requester,
     ) -> None:
         source = self._inodes.reach(parent)
         target = self._inodes.reach(new_parent)
         if not flags:
             self._pin_victim(new_parent, new_name, target)
-        if flags:
+        if flags & syscalls.RENAME_WHITEOUT:
+            # What is left in its place is a new file, the caller's.
+            with self._identity.acting(ctx.uid, ctx.gid, 0):
+                syscalls.renameat2(source, name, target, new_name, flags)
+        elif flags:
             syscalls.renameat2(source, name, target, new_name, flags)
         else:
             os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)

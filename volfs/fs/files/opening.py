@@ -11,7 +11,7 @@ import stat
 from typing import NamedTuple
 
 from volfs.fs.agreement import Connection
-from volfs.fs.files.attributes import setgid_as_asked
+from volfs.fs.files.attributes import clearing, setgid_as_asked
 from volfs.fs.files.cache import CachePolicy
 from volfs.fs.files.names import Found
 from volfs.fs.files.passthrough import Passthrough
@@ -74,8 +74,8 @@ class Opening:
 
     # -- files
 
-    def open(self, inode: Inode, flags: int, pid: int) -> Opened:
-        """Open a file and put it into the handle table.
+    def open(self, inode: Inode, flags: int, pid: int, *, clears: bool = True) -> Opened:
+        """Open a file and put it into the handle table. ``clears``: as for ``write``, of O_TRUNC.
 
         Where the kernel reads the backing file itself and has checked all there is to check,
         that takes no descriptor of ours.
@@ -85,7 +85,7 @@ class Opening:
             if backed and inode.fd >= 0 and not flags & (os.O_ACCMODE | os.O_TRUNC):
                 handle = FileHandle(-1, inode, flags, pid)
             else:
-                fd = self._open_backing(inode, flags)
+                fd = self._open_backing(inode, flags, clears=clears)
                 handle = FileHandle(fd, inode, flags, pid)
                 handle.keeps_cache = not backed and self._keeps_cache(inode, fd)
         except BaseException:
@@ -111,12 +111,25 @@ class Opening:
         # Local filesystems report no errors at close.
         return Opened(handle, inode.backing, direct, inode.wants_flush)
 
-    def write(self, handle: FileHandle, data: Data, offset: int, append: bool | None) -> int:
-        """FileHandle.write, without what the filesystem reserves for root."""
+    def write(
+        self,
+        handle: FileHandle,
+        data: Data,
+        offset: int,
+        append: bool | None,
+        *,
+        clears: bool = True,
+    ) -> int:
+        """FileHandle.write, without what the filesystem reserves for root.
+
+        ``clears``: it takes set-user-ID and set-group-ID bits away, as it has to unless the
+        writer has CAP_FSETID.
+        """
         if self._root and handle.inode.device.reserves:
-            with self._identity.acting(UNRESERVED, UNRESERVED, 0):
-                return handle.write(data, offset, append)
-        return handle.write(data, offset, append)
+            with self._identity.acting(UNRESERVED, UNRESERVED, 0), clearing(clears, handle.fd):
+                return _write(handle, data, offset, append)
+        with clearing(clears, handle.fd):
+            return _write(handle, data, offset, append)
 
     def descriptor(self, handle: FileHandle) -> int:
         """The descriptor of an open file, opened now if it was not needed so far."""
@@ -133,11 +146,13 @@ class Opening:
         """A further descriptor of a file, opened with the access mode in ``flags``."""
         return self._open_backing(inode, flags)
 
-    def _open_backing(self, inode: Inode, flags: int) -> int:
+    def _open_backing(self, inode: Inode, flags: int, *, clears: bool = True) -> int:
         backing = flags & ~(_NOT_PASSED | os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
-        name = str(self._inodes.reach(inode))
+        fd = self._inodes.reach(inode)
+        name = str(fd)
         try:
-            return os.open(name, backing, dir_fd=self._descriptors)
+            with clearing(clears or not flags & os.O_TRUNC, fd):
+                return os.open(name, backing, dir_fd=self._descriptors)
         except PermissionError:
             if not flags & os.O_APPEND:
                 raise
@@ -228,6 +243,25 @@ class Opening:
             self._inodes.descriptors.released(handle.inode, handle.fd)
         finally:
             handle.close()
+
+
+def _write(handle: FileHandle, data: Data, offset: int, append: bool | None) -> int:
+    """FileHandle.write; with O_DIRECT it writes all or fails.
+
+    A short direct write the kernel takes for a failure and says EIO (fuse_get_res_by_io in
+    fs/fuse/file.c). What is left of it tells the reason, such as ENOSPC or EDQUOT; so it is with
+    a direct write on ext4 and XFS, of which a part can have been written too.
+    """
+    written = handle.write(data, offset, append)
+    if handle.direct:
+        rest = memoryview(data)[written:]
+        while rest:
+            count = handle.write(rest, offset + written, append)
+            if not count:
+                break
+            written += count
+            rest = rest[count:]
+    return written
 
 
 def make_unnamed(directory: int, flags: int, mode: int) -> int:

@@ -21,11 +21,12 @@ class FileHandle(Handle):
     """An open file: ``fd`` is open on the backing file with the opener's access mode.
 
     ``fd`` is -1 while nothing needed it: the kernel reads the backing file itself.
+    ``direct``: it was opened with O_DIRECT.
     ``synchronous``: writes wait for the disk. ``appending``: it was opened with O_APPEND.
-    ``writes_maps``: the opener may write to it through mappings.
+    ``writes``: the opener may write to it; ``writes_maps``: through mappings, too.
     """
 
-    __slots__ = ("appending", "synchronous", "writes_maps")
+    __slots__ = ("appending", "direct", "synchronous", "writes", "writes_maps")
 
     def __init__(
         self, fd: int, inode: Inode, flags: int, pid: int, *, keeps_cache: bool = False
@@ -33,6 +34,8 @@ class FileHandle(Handle):
         super().__init__(fd, inode, pid, keeps_cache=keeps_cache)
         self.synchronous = bool(flags & _SYNCHRONOUS)
         self.appending = bool(flags & os.O_APPEND)
+        self.direct = bool(flags & os.O_DIRECT)
+        self.writes = bool(flags & os.O_ACCMODE)
         self.writes_maps = flags & os.O_ACCMODE == os.O_RDWR
 
     def write(self, data: Data, offset: int, append: bool | None = None) -> int:

@@ -110,7 +110,7 @@ class VolumeFS(pyfuse3.Operations):
             atime=attr.st_atime_ns if fields.update_atime else None,
             mtime=attr.st_mtime_ns if fields.update_mtime else None,
         )
-        status = await _result(self._requests.attributes.setattr(inode, changes, fh))
+        status = await _result(self._requests.attributes.setattr(inode, changes, fh, ctx))
         return self._entries.attributes(self._requests.inodes[inode], status)
 
     @boundary
@@ -168,7 +168,7 @@ class VolumeFS(pyfuse3.Operations):
     ) -> None:
         await _result(
             self._requests.names.rename(
-                parent_inode_old, name_old, parent_inode_new, name_new, flags
+                parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx
             )
         )
 
@@ -301,7 +301,7 @@ class VolumeFS(pyfuse3.Operations):
 
     @boundary
     async def removexattr(self, inode: InodeT, name: XAttrNameT, ctx: RequestContext) -> None:
-        await _result(self._requests.attributes.removexattr(inode, name))
+        await _result(self._requests.attributes.removexattr(inode, name, ctx))
 
 
 async def _result(answer: T | Later[T]) -> T:

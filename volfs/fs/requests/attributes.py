@@ -51,14 +51,16 @@ class AttributeRequests:
             return self._threads.elsewhere(lambda: self._attributes.getattr(inode), inode)
         return self._attributes.getattr(inode)
 
-    def setattr(self, node_id: int, changes: Changes, fh: int | None) -> Status | Later[Status]:
+    def setattr(
+        self, node_id: int, changes: Changes, fh: int | None, ctx: Requester
+    ) -> Status | Later[Status]:
         if node_id == ROOT_ID:
             # Its mode and owner are mount options.
             raise os_error(errno.EPERM)
         inode = self._inodes[node_id]
         handle = None if fh is None else self._handles.file(fh)
         return self._threads.where_needed(
-            lambda: self._attributes.setattr(inode, changes, handle), inode
+            lambda: self._attributes.setattr(inode, changes, handle, ctx), inode
         )
 
     def statfs(self, node_id: int = ROOT_ID) -> os.statvfs_result | Later[os.statvfs_result]:
@@ -98,19 +100,14 @@ class AttributeRequests:
         if node_id == ROOT_ID:
             return []
         inode = self._inodes[node_id]
-        # As ext4 and XFS do: who may not read trusted.* does not see that it is there.
-        hidden = b"trusted." if ctx.uid != 0 else b"\0"
+        return self._threads.where_needed(lambda: self._attributes.listxattr(inode, ctx), inode)
 
-        def shown() -> list[bytes]:
-            names = self._attributes.listxattr(inode)
-            return [name for name in names if not name.startswith(hidden)]
-
-        return self._threads.where_needed(shown, inode)
-
-    def removexattr(self, node_id: int, name: bytes) -> Later[None] | None:
+    def removexattr(self, node_id: int, name: bytes, ctx: Requester) -> Later[None] | None:
         inode = self._inodes[node_id]
         if name.startswith(XATTR_PREFIX) or node_id == ROOT_ID:
             return self._threads.elsewhere(
                 lambda: self._volume_attributes.remove(inode, name), inode
             )
-        return self._threads.where_needed(lambda: self._attributes.removexattr(inode, name), inode)
+        return self._threads.where_needed(
+            lambda: self._attributes.removexattr(inode, name, ctx), inode
+        )

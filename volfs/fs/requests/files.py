@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from volfs.fs.files import Found, Opened, Opening, flags, ranges
+from volfs.fs.files.attributes import clearing_for
 from volfs.fs.inodes import (
     ROOT_ID,
     Data,
@@ -62,12 +63,17 @@ class FileRequests:
 
     # -- opening and closing
 
-    def open(self, node_id: int, flags: int, pid: int) -> Opened | Later[Opened]:
+    def open(
+        self, node_id: int, flags: int, pid: int, *, clears: bool = True
+    ) -> Opened | Later[Opened]:
+        """Open a file; ``clears``: O_TRUNC takes set-user-ID and set-group-ID bits away."""
         inode = self._inodes[node_id]
         self.make_room()
         if inode.device.slow:
-            return self._threads.elsewhere(lambda: self._opening.open(inode, flags, pid), inode)
-        return self._opening.open(inode, flags, pid)
+            return self._threads.elsewhere(
+                lambda: self._opening.open(inode, flags, pid, clears=clears), inode
+            )
+        return self._opening.open(inode, flags, pid, clears=clears)
 
     def create(
         self, parent_id: int, name: bytes, mode: int, flags: int, ctx: Requester
@@ -164,17 +170,24 @@ class FileRequests:
         )
 
     def write(
-        self, fh: int, offset: int, data: Data, append: bool | None = None
+        self,
+        fh: int,
+        offset: int,
+        data: Data,
+        append: bool | None = None,
+        *,
+        clears: bool = True,
     ) -> int | Later[int]:
-        """Write; ``append`` as FileHandle.write has it."""
+        """Write; ``append`` as FileHandle.write has it, ``clears`` as for ``open``."""
         handle = self._handles.file(fh)
         start = time.monotonic_ns()
         if handle.synchronous or handle.inode.device.slow or start < self._stalled_until:
             kept = bytes(data)  # the caller's buffer is its own again when we return
             return self._threads.elsewhere(
-                lambda: self._opening.write(handle, kept, offset, append), handle.inode
+                lambda: self._opening.write(handle, kept, offset, append, clears=clears),
+                handle.inode,
             )
-        written = self._opening.write(handle, data, offset, append)
+        written = self._opening.write(handle, data, offset, append, clears=clears)
         end = time.monotonic_ns()
         if end - start > _STALL_NS:
             self._stalled_until = end + _STALL_MEMORY_NS
@@ -194,7 +207,7 @@ class FileRequests:
 
         def call() -> None:
             # As the caller, who may not use what the filesystem reserves for root.
-            with self._identity.acting(who.uid, who.gid, 0):
+            with self._identity.acting(who.uid, who.gid, 0), clearing_for(who, fd):
                 ranges.allocate(fd, mode, offset, length)
 
         if _is_quick(handle) and ranges.allocation_is_quick(mode, length):
@@ -231,7 +244,7 @@ class FileRequests:
         target_fd = self._opening.descriptor(target)
 
         def call(stopping: Callable[[], bool]) -> int:
-            with self._identity.acting(who.uid, who.gid, 0):
+            with self._identity.acting(who.uid, who.gid, 0), clearing_for(who, target_fd):
                 return ranges.copy(
                     source_fd, offset, target_fd, target_offset, length, flags, stopping
                 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat
 
+from volfs.fs.agreement import Connection
 from volfs.fs.files import Changes
 from volfs.fs.inodes import ROOT_ID
 from volfs.fs.native import Status
@@ -25,11 +26,12 @@ _SUID_OR_SGID = stat.S_ISUID | stat.S_ISGID
 class AttributeOpcodes:
     """Decodes the requests, encodes the replies."""
 
-    def __init__(self, requests: Requests, entries: Entries) -> None:
+    def __init__(self, requests: Requests, entries: Entries, connection: Connection) -> None:
         self._inodes = requests.inodes
         self._attributes = requests.attributes
         self._threads = requests.threads
         self._entries = entries
+        self._connection = connection
 
     def methods(self) -> dict[Opcode, Method]:
         return {
@@ -73,9 +75,11 @@ class AttributeOpcodes:
             size=size if valid & protocol.FATTR_SIZE else None,
             atime=_time(valid, protocol.FATTR_ATIME, protocol.FATTR_ATIME_NOW, atime, atime_ns),
             mtime=_time(valid, protocol.FATTR_MTIME, protocol.FATTR_MTIME_NOW, mtime, mtime_ns),
+            clears=bool(valid & protocol.FATTR_KILL_SUIDGID)
+            or not self._connection.agreement.says_when_to_clear,
         )
         handle = fh if valid & protocol.FATTR_FH else None
-        return self._described(node_id, self._attributes.setattr(node_id, changes, handle))
+        return self._described(node_id, self._attributes.setattr(node_id, changes, handle, who))
 
     def _statx(self, node_id: int, body: bytes, who: Who) -> Answer:
         if node_id == ROOT_ID:
@@ -128,7 +132,7 @@ class AttributeOpcodes:
         return names.then(joined) if isinstance(names, Later) else joined(names)
 
     def _removexattr(self, node_id: int, body: bytes, who: Who) -> Answer:
-        return self._attributes.removexattr(node_id, body[:-1])
+        return self._attributes.removexattr(node_id, body[:-1], who)
 
 
 def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> int | None:

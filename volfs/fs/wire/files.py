@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from volfs.fs.agreement import Connection
 from volfs.fs.files import Found, Opened
 from volfs.fs.requests import Later, Requests
 from volfs.fs.wire import protocol
@@ -15,9 +16,10 @@ from volfs.fs.wire.wire import Answer, Method
 class FileOpcodes:
     """Decodes the requests, encodes the replies."""
 
-    def __init__(self, requests: Requests, entries: Entries) -> None:
+    def __init__(self, requests: Requests, entries: Entries, connection: Connection) -> None:
         self._files = requests.files
         self._entries = entries
+        self._connection = connection
 
     def methods(self) -> dict[Opcode, Method]:
         return {
@@ -39,8 +41,9 @@ class FileOpcodes:
     # -- opening and closing
 
     def _open(self, node_id: int, body: bytes, who: Who) -> Answer:
-        flags, _ = protocol.U32_PAIR.unpack_from(body)
-        opened = self._files.open(node_id, flags, who.pid)
+        flags, open_flags = protocol.U32_PAIR.unpack_from(body)
+        clears = self._clears(open_flags & protocol.FUSE_OPEN_KILL_SUIDGID)
+        opened = self._files.open(node_id, flags, who.pid, clears=clears)
         return opened.then(_open_out) if isinstance(opened, Later) else _open_out(opened)
 
     def _create(self, node_id: int, body: bytes, who: Who) -> Answer:
@@ -68,6 +71,11 @@ class FileOpcodes:
     def _flush(self, node_id: int, body: bytes, who: Who) -> Answer:
         return self._files.flush(*protocol.FLUSH_IN.unpack_from(body))
 
+    def _clears(self, flag: int) -> bool:
+        """Whether a change takes set-user-ID and set-group-ID bits away: if the request says so
+        by ``flag``, or comes of a kernel that does not say."""
+        return bool(flag) or not self._connection.agreement.says_when_to_clear
+
     # -- data
 
     def _read(self, node_id: int, body: bytes, who: Who) -> Answer:
@@ -77,7 +85,11 @@ class FileOpcodes:
         fh, offset, size, write_flags, open_flags = protocol.WRITE_IN.unpack_from(body)
         append = bool(open_flags & os.O_APPEND and not write_flags & protocol.FUSE_WRITE_CACHE)
         data = memoryview(body)[protocol.WRITE_IN.size :][:size]
-        written = self._files.write(fh, offset, data, append)
+        # Pages of mappings come without a word about their writer.
+        clears = self._clears(
+            write_flags & (protocol.FUSE_WRITE_KILL_SUIDGID | protocol.FUSE_WRITE_CACHE)
+        )
+        written = self._files.write(fh, offset, data, append, clears=clears)
         if isinstance(written, Later):
             return written.then(protocol.WRITE_OUT.pack)
         return protocol.WRITE_OUT.pack(written)

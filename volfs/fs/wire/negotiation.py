@@ -86,7 +86,8 @@ def negotiate(
     flags = int.from_bytes(out[_FLAGS_OUT : _FLAGS_OUT + 4], sys.byteorder)
     flags |= int.from_bytes(out[_FLAGS_OUT_2 : _FLAGS_OUT_2 + 4], sys.byteorder) << 32
     # The daemon has no CAP_FSETID, so that its writes and truncations clear set-user-id bits and
-    # capabilities: the kernel need not ask for them before each write.
+    # capabilities: the kernel need not ask for them before each write. Where it says that a caller
+    # may leave them, the daemon takes the capability for the moment.
     wanted = (
         Flag.HANDLE_KILLPRIV_V2
         | Flag.PARALLEL_DIROPS
@@ -128,6 +129,7 @@ def negotiate(
         device=device,
         lists_by_inode=wishes.lists_by_inode and bool(flags & Flag.NO_OPENDIR_SUPPORT),
         maps_direct=bool(flags & Flag.DIRECT_IO_ALLOW_MMAP),
+        says_when_to_clear=bool(flags & Flag.HANDLE_KILLPRIV_V2),
         passthrough=passthrough,
         why_not=why_not,
     )

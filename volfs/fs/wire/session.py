@@ -47,8 +47,8 @@ class TappedSession:
         entries = Entries(requests.inodes, cache)
         tables = (
             NameOpcodes(requests, entries),
-            AttributeOpcodes(requests, entries),
-            FileOpcodes(requests, entries),
+            AttributeOpcodes(requests, entries, connection),
+            FileOpcodes(requests, entries, connection),
             DirectoryOpcodes(requests, entries, cache, connection),
             LockOpcodes(requests),
         )

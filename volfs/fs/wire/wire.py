@@ -36,9 +36,9 @@ _ANONYMOUS = Who(0, 0, 0)
 _FOR_ANYBODY = frozenset(
     (
         *(Opcode.LOOKUP, Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.GETATTR, Opcode.READLINK),
-        *(Opcode.UNLINK, Opcode.RENAME, Opcode.RENAME2, Opcode.LINK, Opcode.GETXATTR),
+        *(Opcode.UNLINK, Opcode.RENAME, Opcode.LINK, Opcode.GETXATTR),
         *(Opcode.READ, Opcode.WRITE, Opcode.RELEASE, Opcode.FLUSH, Opcode.FSYNC),
-        *(Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR, Opcode.SETATTR),
+        *(Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR),
     )
 )
 """Frequent requests whose sender does not matter, as the kernel has checked what they may."""
