@@ -77,12 +77,13 @@ class Opening:
     def open(self, inode: Inode, flags: int, pid: int, *, clears: bool = True) -> Opened:
         """Open a file and put it into the handle table. ``clears``: as for ``write``, of O_TRUNC.
 
-        Where the kernel reads the backing file itself and has checked all there is to check,
-        that takes no descriptor of ours.
+        Where the kernel reads and writes the backing file itself, that takes no descriptor of
+        ours: it is opened for writing to hear whether it may be, and what comes of that spared.
         """
         backed = self._passthrough.acquire(inode)
         try:
-            if backed and inode.fd >= 0 and not flags & (os.O_ACCMODE | os.O_TRUNC):
+            found_again = inode.fd >= 0 or inode.reopens
+            if backed and found_again and not flags & (os.O_ACCMODE | os.O_TRUNC):
                 handle = FileHandle(-1, inode, flags, pid)
             else:
                 fd = self._open_backing(inode, flags, clears=clears)
@@ -93,14 +94,17 @@ class Opening:
                 self._passthrough.release(inode)
             raise
         self._handles.add_file(handle)
-        return self._opened(handle)
+        opened = self._opened(handle)
+        if backed and handle.fd >= 0:
+            self._spare(handle)
+        return opened
 
     def _opened(self, handle: FileHandle, mode: int | None = None) -> Opened:
         """How an open file is to be treated; ``mode`` is its st_mode if that is known."""
         inode = handle.inode
         if inode.backing:
             direct = False
-            if handle.fd >= 0:  # for writing
+            if handle.flags & os.O_ACCMODE:
                 mode = fstat(handle.fd).st_mode if mode is None else mode
                 # Writing takes these away, which the daemon has to see to.
                 direct = bool(mode & _PRIVILEGES)
@@ -125,6 +129,7 @@ class Opening:
         ``clears``: it takes set-user-ID and set-group-ID bits away, as it has to unless the
         writer has CAP_FSETID.
         """
+        self.descriptor(handle)
         if self._root and handle.inode.device.reserves:
             with self._identity.acting(UNRESERVED, UNRESERVED, 0), clearing(clears, handle.fd):
                 return _write(handle, data, offset, append)
@@ -132,15 +137,33 @@ class Opening:
             return _write(handle, data, offset, append)
 
     def descriptor(self, handle: FileHandle) -> int:
-        """The descriptor of an open file, opened now if it was not needed so far."""
+        """The descriptor of an open file, opened now if it was not needed so far.
+
+        Valid until several others were asked for; in a worker thread, as long as it has to do
+        with the inode.
+        """
         if handle.fd < 0:
-            fd = self._open_backing(handle.inode, os.O_RDONLY)
-            if handle.fd < 0:
-                handle.fd = fd
-                self._handles.descriptors += 1
-            else:  # another thread was faster
-                os.close(fd)
+            fd = self._open_backing(handle.inode, handle.flags)
+            with self._inodes.descriptors.lock:
+                if handle.fd < 0:
+                    handle.fd = fd
+                    self._handles.descriptors += 1
+                else:  # another thread was faster
+                    os.close(fd)
+        if handle.inode.backing:
+            self._spare(handle)
         return handle.fd
+
+    def _spare(self, handle: FileHandle) -> None:
+        descriptors = self._inodes.descriptors
+        with descriptors.lock:
+            self._handles.spare(handle, descriptors.can_spare)
+
+    def for_syncing(self, handle: FileHandle) -> int:
+        """A descriptor of an open file, to be closed, that nothing else closes or opens."""
+        if handle.fd >= 0:
+            return os.dup(handle.fd)
+        return self._open_backing(handle.inode, handle.flags)
 
     def open_again(self, inode: Inode, flags: int) -> int:
         """A further descriptor of a file, opened with the access mode in ``flags``."""
@@ -207,6 +230,8 @@ class Opening:
         self._passthrough.acquire(inode, fd)
         handle = FileHandle(fd, inode, flags, pid)
         self._handles.add_file(handle)
+        if inode.backing:
+            self._spare(handle)
         return self._opened(handle, status.st_mode), (inode, status)
 
     def release(self, handle: FileHandle) -> None:

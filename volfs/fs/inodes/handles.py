@@ -6,7 +6,8 @@ import errno
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 
 from volfs.fs.inodes.inode import Handle, Inode
 from volfs.linux.syscalls import os_error
@@ -16,22 +17,37 @@ Data = bytes | bytearray | memoryview
 _SYNCHRONOUS = os.O_SYNC | os.O_DSYNC
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
+_SPARE = 64
+"""Descriptors at most of open files that could do without: opening one again costs 5 µs, and a
+file just made or opened for writing has one already."""
+
 
 class FileHandle(Handle):
     """An open file: ``fd`` is open on the backing file with the opener's access mode.
 
-    ``fd`` is -1 while nothing needed it: the kernel reads the backing file itself.
-    ``direct``: it was opened with O_DIRECT.
+    ``fd`` is -1 while nothing needs it: the kernel reads and writes the backing file itself.
+    ``flags``: those to open it again with. ``sync_error``: the errno of a failed fsync that this
+    opener has yet to be told of, else 0. ``direct``: it was opened with O_DIRECT.
     ``synchronous``: writes wait for the disk. ``appending``: it was opened with O_APPEND.
     ``writes``: the opener may write to it; ``writes_maps``: through mappings, too.
     """
 
-    __slots__ = ("appending", "direct", "synchronous", "writes", "writes_maps")
+    __slots__ = (
+        "appending",
+        "direct",
+        "flags",
+        "sync_error",
+        "synchronous",
+        "writes",
+        "writes_maps",
+    )
 
     def __init__(
         self, fd: int, inode: Inode, flags: int, pid: int, *, keeps_cache: bool = False
     ) -> None:
         super().__init__(fd, inode, pid, keeps_cache=keeps_cache)
+        self.flags = flags & ~os.O_TRUNC
+        self.sync_error = 0
         self.synchronous = bool(flags & _SYNCHRONOUS)
         self.appending = bool(flags & os.O_APPEND)
         self.direct = bool(flags & os.O_DIRECT)
@@ -135,7 +151,8 @@ class RootHandle:
 class HandleTable:
     """Numbers for open files and directories.
 
-    ``descriptors`` is how many the open files have of their own.
+    ``descriptors`` is how many the open files have of their own. Of those that the kernel serves
+    itself at most ``_SPARE`` have one: see ``spare``.
     """
 
     def __init__(self) -> None:
@@ -143,6 +160,7 @@ class HandleTable:
         self._numbers = itertools.count(1)
         self._files: dict[int, FileHandle] = {}
         self._directories: dict[int, DirectoryHandle | RootHandle] = {}
+        self._spared: OrderedDict[FileHandle, None] = OrderedDict()
 
     def add_file(self, handle: FileHandle) -> int:
         """Keep an open file and return its number."""
@@ -159,6 +177,26 @@ class HandleTable:
         if isinstance(handle, DirectoryHandle):
             _pin(handle)
         return number
+
+    def spare(self, handle: FileHandle, can_spare: Callable[[Inode, int], bool]) -> None:
+        """Note that the descriptor of an open file was used, and can be opened again.
+
+        If there are too many of the kind now, that of another is closed, unless ``can_spare``
+        says of its inode and descriptor that this one is needed.
+        """
+        spared = self._spared
+        spared[handle] = None
+        spared.move_to_end(handle)
+        if len(spared) <= _SPARE:
+            return
+        other = next(iter(spared))
+        if not can_spare(other.inode, other.fd):
+            spared.move_to_end(other)
+            return
+        del spared[other]
+        fd, other.fd = other.fd, -1
+        self.descriptors -= 1
+        os.close(fd)  # not the last: the kernel has another
 
     def file(self, number: int) -> FileHandle:
         """The open file with this number. Raises OSError(EBADF)."""
@@ -179,6 +217,7 @@ class HandleTable:
         handle = self._files.pop(number, None)
         if handle is not None:
             self.descriptors -= handle.fd >= 0
+            self._spared.pop(handle, None)
             _unpin(handle)
         return handle
 
@@ -215,6 +254,7 @@ class HandleTable:
                 directory.close()
         self._files.clear()
         self._directories.clear()
+        self._spared.clear()
 
 
 def _type(entry: os.DirEntry[str]) -> int:

@@ -111,14 +111,22 @@ class Descriptors:
     def evict(self, inode: Inode) -> None:
         """Close the inode's descriptor, keeping what finds it again."""
         with self.lock:
-            if not inode.pins and not inode.backing:
-                self.let_go(inode)
+            if inode.fd >= 0:
+                learn_file_handle(inode, inode.fd)
+                if not _is_held(inode):
+                    self.drop(inode)
 
     def released(self, inode: Inode, fd: int) -> None:
         """Note that ``fd``, an open handle of ``inode`` and maybe its last, is to be closed."""
         if inode.fd < 0 and not inode.opens:
             learn_file_handle(inode, fd)
             inode.young = is_young(inode.birth)
+
+    def can_spare(self, inode: Inode, fd: int) -> bool:
+        """Whether ``fd``, a descriptor of an inode that the kernel has open itself, can be closed
+        because the inode is reached without it, and nobody is using it."""
+        learn_file_handle(inode, fd)
+        return not inode.pins and bool(inode.backing) and (inode.reopens or inode.fd >= 0)
 
     def make_room(self, opens: int) -> None:
         """Adapt to ``opens`` descriptors being used by open files and directories."""
@@ -243,9 +251,7 @@ class Descriptors:
             if inode is kept:
                 break
             learn_file_handle(inode, inode.fd)
-            if inode.pins or inode.backing or (inode.is_volume_top and not inode.reopens):
-                # In use by a worker thread, open without a descriptor of its own, or not to be
-                # found again by the table alone.
+            if _is_held(inode):
                 self._recent.move_to_end(inode)
                 continue
             self.drop(inode)
@@ -289,6 +295,13 @@ def learn_file_handle(inode: Inode, fd: int) -> None:
         # On another mount of the device its options could be others (a read-only bind mount).
         anchor = inode.device.anchor
         inode.reopens = anchor is not None and mount_id == anchor.mount_id
+
+
+def _is_held(inode: Inode) -> bool:
+    """Whether an inode has to keep its descriptor, once its file handle is known: it is in use by
+    a worker thread, or not to be found again by the table alone, be it that it is open without
+    another and deleted by now."""
+    return bool(inode.pins) or (not inode.reopens and bool(inode.backing or inode.is_volume_top))
 
 
 def file_handle_of(fd: int) -> tuple[bytes | None, int]:

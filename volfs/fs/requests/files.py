@@ -15,7 +15,6 @@ from volfs.fs.inodes import (
     Data,
     DirectoryHandle,
     FileHandle,
-    Handle,
     HandleTable,
     InodeTable,
 )
@@ -165,9 +164,12 @@ class FileRequests:
             return os.pread(fd, size, offset)
         # Not all of it is in the page cache: wait for the disk elsewhere.
         head = bytes(window[:done]) if done else b""
-        return self._threads.elsewhere(
-            lambda: head + os.pread(fd, size - len(head), offset + len(head)), handle.inode
-        )
+
+        def rest() -> bytes:
+            fd = self._opening.descriptor(handle)
+            return head + os.pread(fd, size - len(head), offset + len(head))
+
+        return self._threads.elsewhere(rest, handle.inode)
 
     def write(
         self,
@@ -195,7 +197,30 @@ class FileRequests:
 
     def fsync(self, fh: int, datasync: bool) -> Later[None]:
         handle = self._handles.file(fh)
-        return self._threads.syncing(self._opening.descriptor(handle), datasync, handle.inode)
+        if not handle.inode.backing:
+            return self._threads.syncing(handle.fd, datasync, handle.inode)
+        fd = self._opening.for_syncing(handle)
+
+        def told(error: int) -> None:
+            # Each opener is told once of what could not be written. The kernel does so for
+            # each description: here there may be but the one of this moment.
+            for other in tuple(handle.inode.opens or ()):
+                if isinstance(other, FileHandle) and other is not handle:
+                    other.sync_error = error
+
+        def call() -> None:
+            try:
+                (os.fdatasync if datasync else os.fsync)(fd)
+            except OSError as error:
+                told(error.errno or errno.EIO)
+                raise
+            finally:
+                os.close(fd)
+            missed, handle.sync_error = handle.sync_error, 0
+            if missed:
+                raise os_error(missed)
+
+        return self._threads.quick(call, handle.inode)
 
     # -- ranges
 
@@ -203,9 +228,9 @@ class FileRequests:
         self, fh: int, offset: int, length: int, mode: int, who: Requester
     ) -> Later[None] | None:
         handle = self._handles.file(fh)
-        fd = self._opening.descriptor(handle)
 
         def call() -> None:
+            fd = self._opening.descriptor(handle)
             # As the caller, who may not use what the filesystem reserves for root.
             with self._identity.acting(who.uid, who.gid, 0), clearing_for(who, fd):
                 ranges.allocate(fd, mode, offset, length)
@@ -240,10 +265,10 @@ class FileRequests:
         """copy_file_range(2) between two open files; how many bytes were copied."""
         source = self._handles.file(fh)
         target = self._handles.file(target_fh)
-        source_fd = self._opening.descriptor(source)
-        target_fd = self._opening.descriptor(target)
 
         def call(stopping: Callable[[], bool]) -> int:
+            target_fd = self._opening.descriptor(target)
+            source_fd = self._opening.descriptor(source)
             with self._identity.acting(who.uid, who.gid, 0), clearing_for(who, target_fd):
                 return ranges.copy(
                     source_fd, offset, target_fd, target_offset, length, flags, stopping
@@ -261,17 +286,16 @@ class FileRequests:
     ) -> bytes | Later[bytes]:
         """What lsattr(1) and chattr(1) ask for: see flags."""
         flags.check(command, data, size, argument)
-        handle: Handle
         if is_directory:
             directory = self._handles.directory(fh)
             if not isinstance(directory, DirectoryHandle):
                 raise os_error(errno.ENOTTY)  # the root has none
-            handle, fd = directory, directory.fd
-        else:
-            file = self._handles.file(fh)
-            handle, fd = file, self._opening.descriptor(file)
+            return self._threads.where_needed(
+                lambda: flags.answer(directory.fd, command, data, size), directory.inode
+            )
+        file = self._handles.file(fh)
         return self._threads.where_needed(
-            lambda: flags.answer(fd, command, data, size), handle.inode
+            lambda: flags.answer(self._opening.descriptor(file), command, data, size), file.inode
         )
 
 

@@ -90,9 +90,13 @@ class WorkerThreads:
     def syncing(self, fd: int, datasync: bool, inode: Inode) -> Later[None]:
         """fsync(2) or fdatasync(2) of an open file or directory."""
 
-        def call() -> None:
-            (os.fdatasync if datasync else os.fsync)(fd)
+        return self.quick(lambda: (os.fdatasync if datasync else os.fsync)(fd), inode)
 
-        # Databases wait for nothing else, so the shortest way counts.
+    def quick(self, call: Callable[[], None], inode: Inode) -> Later[None]:
+        """``call`` in a worker thread that answers by itself, as far as that can be had: databases
+        wait for nothing but their fsyncs, so the shortest way counts.
+
+        The inode's descriptors may be closed meanwhile.
+        """
         alone = None if inode.device.slow else call
         return Later(lambda: self.run(call, inode), alone=alone)
