@@ -156,6 +156,14 @@ class Volume(Protocol):
         Idempotent; may block."""
         ...
 
+    def open(self) -> int:
+        """Return an O_PATH descriptor of the data directory, which the caller has to close.
+
+        The way there is none that others could lead astray, as a path may be. May block. Raises
+        VolumeNotFoundError when there is no data now.
+        """
+        ...
+
     def unmount(self) -> None:
         """Undo ``mount``. Idempotent; may block."""
         ...
