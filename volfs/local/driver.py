@@ -41,7 +41,7 @@ from volfs.local.names import Names, exists, not_found
 from volfs.local.scope import Scope
 from volfs.local.sidecar import Record
 from volfs.local.staging import Copy, Stage, give, give_as_told, staged
-from volfs.local.trash import ATTEMPTS, DATA, VOLUME, Trash
+from volfs.local.trash import ATTEMPTS, DATA, Trash
 from volfs.local.volume import LocalVolume
 from volfs.volume import CopyReport, Fill, NewVolume, Owner, RemovedVolume, Volume, check_name
 
@@ -365,7 +365,7 @@ class LocalDriver:
         entry = self.trash.find(which)
         name = check_name(entry.name if new_name is None else new_name)
         try:
-            self._names.publish(f"{entry.id}/{VOLUME}", name, dir_fd=self.trash.fd)
+            self._names.publish(self.trash.directory_of(entry.id), name, dir_fd=self.trash.fd)
         except FileNotFoundError:
             raise VolumeNotFoundError(
                 f"removed volume {which!r} was restored or deleted for good meanwhile"
