@@ -58,13 +58,19 @@ def tmpfs(target: Path, *, size: str = "64m") -> Iterator[Path]:
 
 
 @contextmanager
-def ext4(target: Path, *, size: int, reserved: int = 0, options: str = "") -> Iterator[Path]:
+def ext4(
+    target: Path, *, size: int, reserved: int = 0, inodes: int = 0, options: str = ""
+) -> Iterator[Path]:
     """An ext4 of ``size`` bytes in a file beside ``target``; ``reserved``: per cent for root.
+
+    ``inodes`` is about how many it has, 0 as many as usual.
 
     It is checked at the end.
     """
     image = target.with_name(target.name + ".image")
     make = [program("mkfs.ext4", "e2fsprogs"), "-q", "-F", "-b", "4096", "-m", str(reserved)]
+    if inodes:
+        make += ["-N", str(inodes)]
     with _looped(target, image, size, [*make, "-E", "lazy_itable_init=0"], options):
         yield target
     check = [program("e2fsck", "e2fsprogs"), "-f", "-n", str(image)]

@@ -87,6 +87,16 @@ class OutsideScopeError(VolfsError):
     exit_code = 7
 
 
+class UntrustedLinkError(VolfsError):
+    """The data path is a link that others than root can have put there: it is not followed.
+
+    EACCES, as the kernel answers for a link that it does not follow (fs.protected_symlinks).
+    """
+
+    errno = errno.EACCES
+    exit_code = 7
+
+
 class UnknownOptionError(VolfsError):
     """The driver does not know a create option, or its value is malformed."""
 

@@ -117,12 +117,16 @@ class CopyReport:
 
 @dataclass(frozen=True, slots=True)
 class RemovedVolume:
-    """A volume in the trash. ``removed_at`` is timezone-aware; ``by`` says for whom."""
+    """A volume in the trash. ``removed_at`` is timezone-aware; ``by`` says for whom.
+
+    ``left`` says, of one that was to be deleted for good, what could not be and why.
+    """
 
     id: str
     name: str
     removed_at: datetime
     by: str
+    left: tuple[str, ...] = ()
 
 
 Fill = Callable[[int, Callable[[], None]], None]
@@ -154,6 +158,14 @@ class Volume(Protocol):
         """Make the data reachable and return the absolute path where it can be consumed.
 
         Idempotent; may block."""
+        ...
+
+    def open(self) -> int:
+        """Return an O_PATH descriptor of the data directory, which the caller has to close.
+
+        The way there is none that others could lead astray, as a path may be. May block. Raises
+        VolumeNotFoundError when there is no data now.
+        """
         ...
 
     def unmount(self) -> None:
@@ -312,7 +324,8 @@ class RestoringDriver(Driver, Protocol):
         """Delete removed volumes for good and return them, oldest first.
 
         ``ids`` are those to delete, None means all; ``older_than`` spares what was removed less
-        than so many seconds ago; nothing more is begun when ``stopping()`` turns true. Raises
-        VolumeNotFoundError, with nothing deleted, for an unknown id.
+        than so many seconds ago; nothing more is begun when ``stopping()`` turns true. What could
+        not be deleted is in the ``left`` of what is returned. Raises VolumeNotFoundError, with
+        nothing deleted, for an unknown id.
         """
         ...

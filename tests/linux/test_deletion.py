@@ -8,7 +8,7 @@ import os
 import resource
 import stat
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ import pytest
 
 from tests.children import NOBODY, all_at_once, in_namespace, needs_root, run_as
 from tests.local.test_scope import mount_tmpfs
-from volfs.linux.deletion import delete_tree, never
+from volfs.linux.deletion import UndeletedError, delete_tree, never
 
 FS_IOC_GETFLAGS = 0x80086601
 FS_IOC_SETFLAGS = 0x40086602
@@ -168,13 +168,81 @@ def test_what_a_user_may_not_delete_stays_and_the_rest_goes(top: Path) -> None:
 def test_an_immutable_file_stays_and_the_rest_goes(top: Path) -> None:
     make_tree(top, 3, 2)
     with immutable(top / "dir0" / "dir1" / "file1"):
-        with pytest.raises(PermissionError):
-            delete(top)
-        assert [path.name for path in top.rglob("*") if path.is_file()] == ["file1"]
-        with pytest.raises(PermissionError):
-            delete(top)
+        for _ in range(2):
+            with pytest.raises(UndeletedError) as caught:
+                delete(top)
+            assert caught.value.errno == errno.EPERM
+            (file,) = [path for path in top.rglob("*") if path.is_file()]
+            assert file.name == "file1"
+            assert caught.value.left == ((str(file.relative_to(top)), "Operation not permitted"),)
     assert delete(top)
     assert not top.exists()
+
+
+BTRFS_SUBVOL_CREATE = 0x5000940E
+BTRFS_SUBVOL_SETFLAGS = 0x4008941A
+
+
+def make_subvolume(path: Path) -> None:
+    parent = os.open(path.parent, os.O_RDONLY)
+    fcntl.ioctl(
+        parent, BTRFS_SUBVOL_CREATE, bytearray(struct.pack("q4088s", 0, path.name.encode()))
+    )
+    os.close(parent)
+
+
+def make_read_only(subvolume: Path) -> None:
+    fd = os.open(subvolume, os.O_RDONLY)
+    fcntl.ioctl(fd, BTRFS_SUBVOL_SETFLAGS, struct.pack("=Q", 2))
+    os.close(fd)
+
+
+def make_subvolumes(top: Path) -> None:
+    """Subvolumes with directories, in each other, empty, deep, and read-only."""
+    make_subvolume(top / "empty")
+    here = top
+    for depth in range(6):
+        make_subvolume(here / f"sub{depth}")
+        make_tree(here / f"sub{depth}", 2, 2)
+        here = here / f"sub{depth}" / "dir1"
+    make_subvolume(top / "dir")
+    make_tree(top / "dir", 3, 2)
+    (top / "plain").mkdir()
+    for name in ("one", "two"):
+        make_subvolume(top / "plain" / name)
+        make_tree(top / "plain" / name, 2, 2)
+    make_read_only(top / "plain" / "two")
+    make_read_only(top / "sub0")
+
+
+class TestSubvolumes:
+    @pytest.fixture
+    def volume(self, filesystems: Callable[[str], Path]) -> Path:
+        return filesystems("btrfs")
+
+    @needs_root
+    def test_subvolumes_go_too(self, volume: Path) -> None:
+        top = volume / "doomed"
+        top.mkdir()
+        make_subvolumes(top)
+        assert delete(top)
+        assert os.listdir(volume) == []
+
+    @needs_root
+    def test_a_user_can_delete_his_own(self, volume: Path) -> None:
+        """Who may not destroy a subvolume can empty and remove it."""
+        place = volume / "place"
+        place.mkdir()
+        os.chown(place, NOBODY, NOBODY)
+        top = place / "doomed"
+
+        def attempt() -> bool:
+            top.mkdir()
+            make_subvolumes(top)
+            return delete(top)
+
+        assert run_as(attempt, NOBODY)
+        place.rmdir()
 
 
 @contextmanager

@@ -201,6 +201,14 @@ class TestHousekeeping:
         driver.housekeep(never)
         assert [entry.name for entry in driver.trash.list()] == ["young"]
 
+    @pytest.mark.parametrize("hours", [23, 25, 49])
+    def test_a_day_is_a_day(self, open_driver: OpenDriver, hours: int) -> None:
+        """The default is a day, whatever the hour of it."""
+        driver = open_driver()
+        backdate(driver, remove(driver, "vol"), hours * 3600)
+        driver.housekeep(never)
+        assert len(driver.trash.list()) == (hours < 24)
+
     def test_kept_for_no_time_it_goes_with_the_next_round(
         self, open_driver: OpenDriver, scope: Path
     ) -> None:
@@ -248,8 +256,8 @@ class TestHousekeeping:
 
         assert in_namespace(attempt) == ["b"]
 
-    def test_a_removal_from_a_full_disk_finds_room(self, scope: Path) -> None:
-        def attempt() -> tuple[list[str], list[str], int]:
+    def test_a_removal_from_a_full_disk_costs_nothing(self, scope: Path) -> None:
+        def attempt() -> tuple[list[str], list[str]]:
             scope.mkdir()
             syscalls.mount(b"tmpfs", os.fsencode(scope), b"tmpfs", 0, b"nr_inodes=100")
             driver = LocalDriver(scope, keep_free=0)
@@ -258,24 +266,37 @@ class TestHousekeeping:
             driver.remove(driver.get("a"))
             driver.remove(driver.get("b"))
             volume = driver.get("c")
-            free = os.statvfs(scope).f_favail
-            for number in range(free):
+            for number in range(os.statvfs(scope).f_favail):
                 write(volume.path, "", str(number))
-            refusal = None
             driver.remove(volume)
+            kept = [entry.name for entry in driver.trash.list()]
             driver.trash.purge()
-            for number in range(os.statvfs(scope).f_favail - 4):
-                write(str(scope), "", str(number))
-            volume = driver.create("last")
-            try:
-                driver.remove(volume)
-            except OSError as error:
-                refusal = error.errno
-            return [e.name for e in driver.trash.list()], driver.names(), refusal or 0
+            return kept, os.listdir(scope / "trash")
 
-        removed, left, refusal = in_namespace(attempt)
-        assert (removed, left) == ([], ["last"])
-        assert refusal == errno.ENOSPC
+        assert in_namespace(attempt) == (["c", "b", "a"], [])
+
+    def test_without_room_for_a_name_the_oldest_go(
+        self, driver: LocalDriver, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("a", "b", "c"):
+            driver.create(name)
+        driver.remove(driver.get("a"))
+        driver.remove(driver.get("b"))
+        rename = os.rename
+
+        def refusing(*args: object, **kwargs: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        def renaming(source: str, target: str, **kwargs: int) -> None:
+            if "~" in target and len(driver.trash.list()) == 2:
+                refusing()
+            rename(source, target, **kwargs)
+
+        monkeypatch.setattr(os, "mkdir", refusing)
+        monkeypatch.setattr(os, "rename", renaming)
+        driver.remove(driver.get("c"))
+        monkeypatch.undo()
+        assert [entry.name for entry in driver.trash.list()] == ["c", "b"]
 
     def test_unfinished_work_of_a_crash_goes_after_a_while(
         self, driver: LocalDriver, scope: Path

@@ -240,3 +240,41 @@ def test_a_full_scope_is_served(full: Pair, small: Mounted, mount: MountFactory)
     with there.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
         mapped[0:5] = b"again"
     assert (full.data / "kept").read_bytes()[:5] == b"again"
+
+
+def test_neither_labels_nor_volumes_come_out_of_the_reserve(workspace: Path) -> None:
+    """Removal may: it is there to free space."""
+    with (
+        ext4(workspace / "small", size=24 * MIB, reserved=10) as place,
+        mounting(workspace) as mount,
+    ):
+        (place / "scope").mkdir()
+        tree = mount(scope=place / "scope", root_mode="1777")
+        volume = tree.mnt / "vol"
+        available, free = room(place)
+
+        def use_up() -> tuple[list[str | None], list[str | None]]:
+            volume.mkdir()
+            assert fill(volume / "f")[1] == "ENOSPC"
+            labels = [
+                outcome(os.setxattr, volume, f"volfs.label.{number}", b"x" * 60_000)
+                for number in range(16)
+            ]
+            made = [outcome(os.mkdir, tree.mnt / f"vol{number}") for number in range(60)]
+            return labels, made
+
+        labels, made = run_as(use_up)
+        assert labels[-1] == "ENOSPC"
+        assert made[-1] == "ENOSPC"
+        left, reserve = room(place)
+        assert left <= NEARLY and reserve >= free - available
+        # Removals are possible with not a block left for root either.
+        assert fill(place / "scope" / "reserve", BLOCK)[1] == "ENOSPC"
+
+        def remove_all() -> list[str]:
+            for name in os.listdir(tree.mnt):
+                os.rmdir(tree.mnt / name)
+            return os.listdir(tree.mnt)
+
+        assert run_as(remove_all) == []
+        (place / "scope" / "reserve").unlink()

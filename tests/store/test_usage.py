@@ -34,6 +34,9 @@ class PlainVolume:
     def mount(self) -> str:
         return self.path
 
+    def open(self) -> int:
+        return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
     def unmount(self) -> None: ...
 
 

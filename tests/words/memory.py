@@ -31,6 +31,9 @@ class MemoryVolume:
     def mount(self) -> str:
         return self.path
 
+    def open(self) -> int:
+        return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
     def unmount(self) -> None:
         pass
 

@@ -9,6 +9,7 @@ import click
 from volfs.cli.durations import parse_duration
 from volfs.cli.output import (
     can_ask,
+    complain,
     iso,
     json_option,
     local_time,
@@ -60,7 +61,7 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> f
     help="Only what was removed longer ago than this, such as 12h or 7d.",
 )
 @json_option
-def purge(scope: str | None, yes: bool, older_than: float | None, as_json: bool) -> None:
+def purge(scope: str | None, yes: bool, older_than: float | None, as_json: bool) -> int:
     """Empty the trash: delete removed volumes for good.
 
     \b
@@ -68,6 +69,8 @@ def purge(scope: str | None, yes: bool, older_than: float | None, as_json: bool)
       volfs purge --older-than 7d --yes    for scripts
 
     Volumes that are there are never touched: to remove those that nobody uses, see volfs prune.
+    What cannot be deleted (an immutable file, something mounted inside) is named, and the exit
+    code is 1.
     """
     with open_scope(scope) as opened:
         if yes:
@@ -93,8 +96,12 @@ def purge(scope: str | None, yes: bool, older_than: float | None, as_json: bool)
             purged = opened.store.purge([entry.id for entry in entries])
         if as_json:
             print_json([asdict(e) | {"removed_at": iso(e.removed_at)} for e in purged])
-            return
         for entry in purged:
-            click.echo(f"deleted {printable(entry.name)} ({entry.id})")
-        if not purged:
+            if entry.left:
+                for place in entry.left:
+                    complain(f"{entry.name} ({entry.id}) is not wholly deleted: {place}")
+            elif not as_json:
+                click.echo(f"deleted {printable(entry.name)} ({printable(entry.id)})")
+        if not purged and not as_json:
             click.echo("nothing to delete")
+        return int(any(entry.left for entry in purged))

@@ -8,9 +8,14 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from volfs.linux.identity import UNRESERVED, owning
+
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NO_ENTRY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 """What an open answers for a name that is not there, or is not what it should be."""
+
+NO_RESERVE = (UNRESERVED, UNRESERVED)
+"""As the owner of something new: it is ours, but none of the filesystem's reserve is used."""
 
 _CANNOT_SYNC = frozenset((errno.EINVAL, errno.ENOTSUP, errno.ENOSYS))
 """Some network filesystems cannot sync a directory; their changes are durable by themselves."""
@@ -46,16 +51,48 @@ def sync_directory(fd: int) -> None:
             raise
 
 
-def write_new(name: str, data: bytes, *, dir_fd: int) -> None:
-    """Write a new file, readable for its owner only, and fsync it. Raises FileExistsError."""
+def write_new(name: str, data: bytes, *, dir_fd: int, owner: tuple[int, int] | None = None) -> None:
+    """Write a new file, readable for its owner only, and fsync it. Raises FileExistsError.
+
+    ``owner`` (uid, gid) is whose it is and who pays for it, if not us: see ``owning``. With
+    NO_RESERVE it is ours, but not out of the filesystem's reserve.
+    """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
-    try:
-        while data:
-            data = data[os.write(fd, data) :]
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with _paid_by(owner):
+        fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
+        try:
+            while data:
+                data = data[os.write(fd, data) :]
+            _take_over(fd, owner)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def make_directory(
+    name: str, mode: int, *, dir_fd: int, owner: tuple[int, int] | None = None
+) -> None:
+    """mkdir(2), with ``owner`` as for ``write_new``."""
+    with _paid_by(owner):
+        os.mkdir(name, mode, dir_fd=dir_fd)
+    if owner == NO_RESERVE:
+        with opened(name, dir_fd=dir_fd) as fd:
+            _take_over(fd, owner)
+
+
+def _take_over(fd: int, owner: tuple[int, int] | None) -> None:
+    """Make ours what was made as nobody."""
+    if owner == NO_RESERVE and os.fstat(fd).st_uid == UNRESERVED:
+        os.fchown(fd, os.geteuid(), os.getegid())
+
+
+@contextmanager
+def _paid_by(owner: tuple[int, int] | None) -> Iterator[None]:
+    if owner is None:
+        yield
+        return
+    with owning(*owner):
+        yield
 
 
 def read_small(name: str, limit: int, *, dir_fd: int) -> bytes | None:

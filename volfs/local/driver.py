@@ -27,14 +27,21 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.linux.deletion import never
-from volfs.linux.durable import DIRECTORY, NO_ENTRY, opened, sync_directory, write_new
+from volfs.linux.durable import (
+    DIRECTORY,
+    NO_RESERVE,
+    make_directory,
+    opened,
+    sync_directory,
+    write_new,
+)
 from volfs.linux.syscalls import syncfs
 from volfs.local import sidecar
 from volfs.local.names import Names, exists, not_found
 from volfs.local.scope import Scope
 from volfs.local.sidecar import Record
 from volfs.local.staging import Copy, Stage, give, give_as_told, staged
-from volfs.local.trash import ATTEMPTS, DATA, VOLUME, Trash
+from volfs.local.trash import ATTEMPTS, DATA, Trash
 from volfs.local.volume import LocalVolume
 from volfs.volume import CopyReport, Fill, NewVolume, Owner, RemovedVolume, Volume, check_name
 
@@ -82,7 +89,7 @@ class LocalDriver:
 
     def get(self, name: str) -> LocalVolume:
         """Return the volume ``name``. Raises VolumeNotFoundError, also for impossible names."""
-        return LocalVolume(name, self._names.require(name), self.read_record)
+        return self._volume(name, self._names.require(name))
 
     def names(self) -> list[str]:
         """Return the names of all volumes, sorted."""
@@ -90,9 +97,13 @@ class LocalDriver:
 
     def list(self) -> list[LocalVolume]:
         """Return all volumes, sorted by name."""
-        return [
-            LocalVolume(name, path, self.read_record) for name, path in self._names.data_paths()
-        ]
+        return [self._volume(name, path) for name, path in self._names.data_paths()]
+
+    def _volume(self, name: str, path: str, record: Record | None = None) -> LocalVolume:
+        return LocalVolume(name, path, record or self.read_record, self._place)
+
+    def _place(self, name: str) -> int:
+        return self.open_data(name, _PLACE)
 
     def read_record(self, name: str) -> Record | None:
         """Return what the sidecar of the volume ``name`` says, None when there is no volume."""
@@ -112,7 +123,7 @@ class LocalDriver:
             try:
                 volume, fd = self.make(new)
             except VolumeExistsError:
-                if self._names.is_taken(new.name) and self._names.data_path(new.name) is None:
+                if self._names.is_taken(new.name) and not self._names.has(new.name):
                     raise  # something that is no volume has the name
             else:
                 os.close(fd)
@@ -225,17 +236,13 @@ class LocalDriver:
         assert copy.report is not None
         return data, copy.report
 
-    def open_data(self, name: str) -> int:
-        """Return a descriptor of a volume's data path. Raises VolumeNotFoundError."""
+    def open_data(self, name: str, flags: int = DIRECTORY) -> int:
+        """Return a descriptor of a volume's data path.
+
+        Raises VolumeNotFoundError, UntrustedLinkError.
+        """
         try:
-            with self._names.opened(name) as directory:
-                try:
-                    return os.open(DATA, DIRECTORY, dir_fd=directory)
-                except OSError as error:
-                    if error.errno not in NO_ENTRY:
-                        raise
-            # An administrator may have made it a link.
-            return os.open(self._names.require(name), DIRECTORY)
+            return self._names.open_data(name, flags)
         except FileNotFoundError:
             place = self._names.require(name)
             raise VolumeNotFoundError(f"the data of volume {name!r} is not at {place}") from None
@@ -254,25 +261,31 @@ class LocalDriver:
             )
         # Whoever made it might not have come to this yet, and our caller relies on it.
         self._names.sync()
-        return LocalVolume(new.name, path, record)
+        return self._volume(new.name, path, record)
 
     def _make(
         self, new: NewVolume, fill: Callable[[int, Stage], None], attempts: int = ATTEMPTS
     ) -> tuple[LocalVolume, int]:
         """Make a volume that ``fill`` prepares; return it with a descriptor of its data path."""
         for _ in range(attempts):
-            if self._names.data_path(new.name) is not None:
+            if self._names.has(new.name):
                 raise exists(new.name)
             record = Record(datetime.now(UTC), new.labels, new.options)
             with suppress(FileNotFoundError):  # a housekeeper took it for a crash's leftover
-                fd = self._publish(new.name, record, fill)
-                return LocalVolume(new.name, self._names.own_path(new.name), record), fd
+                fd = self._publish(new, record, fill)
+                return self._volume(new.name, self._names.own_path(new.name), record), fd
         raise _restless(new.name)
 
-    def _publish(self, name: str, record: Record, fill: Callable[[int, Stage], None]) -> int:
-        with staged(self.trash) as stage, ExitStack() as on_failure:
-            write_new(sidecar.FILE, sidecar.encode(record), dir_fd=stage.fd)
-            os.mkdir(DATA, 0o700, dir_fd=stage.fd)
+    def _publish(self, new: NewVolume, record: Record, fill: Callable[[int, Stage], None]) -> int:
+        name = new.name
+        # Whoever asks through a tree pays for it: no quota is evaded, and root's reserve is kept.
+        payer = None if new.owner is None else (new.owner.uid, new.owner.gid)
+        with (
+            staged(self.trash, unreserved=payer not in (None, (0, 0))) as stage,
+            ExitStack() as (on_failure),
+        ):
+            write_new(sidecar.FILE, sidecar.encode(record), dir_fd=stage.fd, owner=payer)
+            make_directory(DATA, 0o700, dir_fd=stage.fd, owner=payer)
             with opened(DATA, dir_fd=stage.fd) as data:
                 made = os.open(".", _PLACE, dir_fd=data)
                 on_failure.callback(os.close, made)
@@ -294,7 +307,7 @@ class LocalDriver:
                 raise not_found(volume.name) from None
             if path == self._names.own_path(volume.name):
                 path = self._names.own_path(new_name)
-        return LocalVolume(new_name, path, self.read_record)
+        return self._volume(new_name, path)
 
     def exchange(self, first: Volume, second: Volume) -> None:
         """Swap the names of two volumes in one step: see Driver.exchange."""
@@ -308,18 +321,33 @@ class LocalDriver:
             path = self._names.require(name)
             staged = self.trash.new_name()
             try:
+                owner = self._owner_now(name)
                 with self._names.opened(name) as fd:
                     known = sidecar.read(fd, name)
                     record = Record(known.created_at, labels, known.options)
-                    write_new(staged, sidecar.encode(record), dir_fd=self.trash.fd)
+                    data = sidecar.encode(record)
+                    write_new(staged, data, dir_fd=self.trash.fd, owner=owner)
                     os.rename(staged, sidecar.FILE, src_dir_fd=self.trash.fd, dst_dir_fd=fd)
                     sync_directory(fd)
             except FileNotFoundError:
                 continue  # the volume is gone, or a housekeeper took the file for a leftover
             finally:
                 self.trash.discard(staged)
-            return LocalVolume(name, path, record)
+            return self._volume(name, path, record)
         raise _restless(name)
+
+    def _owner_now(self, name: str) -> tuple[int, int]:
+        """Return whose a volume is: who pays for what is kept of it.
+
+        Where that is root, or not known, it may be somebody else who asks.
+        """
+        try:
+            data = self._place(name)
+        except (OSError, VolumeNotFoundError):
+            return NO_RESERVE
+        status = os.fstat(data)
+        os.close(data)
+        return (status.st_uid, status.st_gid) if status.st_uid else NO_RESERVE
 
     def remove(self, volume: Volume, *, by: str = "") -> None:
         """Move the volume to the trash, durably: see Driver.remove.
@@ -337,7 +365,7 @@ class LocalDriver:
         entry = self.trash.find(which)
         name = check_name(entry.name if new_name is None else new_name)
         try:
-            self._names.publish(f"{entry.id}/{VOLUME}", name, dir_fd=self.trash.fd)
+            self._names.publish(self.trash.directory_of(entry.id), name, dir_fd=self.trash.fd)
         except FileNotFoundError:
             raise VolumeNotFoundError(
                 f"removed volume {which!r} was restored or deleted for good meanwhile"

@@ -22,11 +22,13 @@ from volfs.errors import (
     NameTooLongError,
     OutsideScopeError,
     ScopeError,
+    UntrustedLinkError,
     VolumeExistsError,
     VolumeInUseError,
     VolumeNotFoundError,
 )
-from volfs.linux.durable import opened, scanned, sync_directory
+from volfs.linux import links
+from volfs.linux.durable import NO_ENTRY, opened, scanned, sync_directory
 from volfs.linux.syscalls import RENAME_EXCHANGE, renameat2
 from volfs.local.scope import ScopeDirectory
 from volfs.local.trash import ATTEMPTS, DATA, Trash
@@ -34,6 +36,9 @@ from volfs.volume import can_name
 
 _log = logging.getLogger(__name__)
 _NOTHING_THERE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
+_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+_TOLD = 1000
+"""How many untrusted links are remembered as told of."""
 
 
 class Names:
@@ -43,6 +48,7 @@ class Names:
         self._directory = directory
         self._root = directory.path
         self._trash = trash
+        self._told: set[str] = set()
 
     # Looking
 
@@ -51,26 +57,77 @@ class Names:
         return [name for name, _ in self._all()]
 
     def data_paths(self) -> list[tuple[str, str]]:
-        """Return the names of all volumes, sorted, with their data paths."""
-        return [(name, self._path(name, mode)) for name, mode in self._all()]
+        """Return the names of all volumes, sorted, with their data paths.
+
+        A link that is not to be followed is given as it is.
+        """
+        found = []
+        for name, mode in self._all():
+            try:
+                if stat.S_ISLNK(mode):
+                    self._require_trusted(name)
+                found.append((name, self._path(name, mode)))
+            except UntrustedLinkError:
+                found.append((name, self.own_path(name)))
+        return found
 
     def data_path(self, name: str) -> str | None:
         """Return the absolute real data path of a volume, None when there is none.
 
         An administrator can have made ``_data`` a link to a directory elsewhere. The volume
-        exists then also while that place does not, as when its disk is not mounted.
+        exists then also while that place does not, as when its disk is not mounted. Raises
+        UntrustedLinkError for a link that somebody else can have put there.
         """
-        if not can_name(name) or not stat.S_ISDIR(self._mode(name)):
-            return None
-        mode = self._mode(f"{name}/{DATA}")
-        return self._path(name, mode) if _is_data(mode) else None
+        mode = self._data_mode(name)
+        if stat.S_ISLNK(mode):
+            self._require_trusted(name)
+        return self._path(name, mode) if mode else None
+
+    def has(self, name: str) -> bool:
+        """Return whether there is a volume of that name."""
+        return self._data_mode(name) != 0
+
+    def open_data(self, name: str, flags: int) -> int:
+        """Open the data path of a volume. Raises FileNotFoundError, UntrustedLinkError."""
+        with self.opened(name) as directory:
+            try:
+                return os.open(DATA, flags | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=directory)
+            except OSError as error:
+                if error.errno not in NO_ENTRY:
+                    raise
+            return self._follow(name, directory, flags)
+
+    def _follow(self, name: str, directory: int, flags: int) -> int:
+        """Open a data path that an administrator made a link."""
+        try:
+            for fd in (self._directory.top, self._directory.fd, directory):
+                if not links.is_only_ours(os.fstat(fd)):
+                    raise links.UntrustedLinkError(DATA)
+            return links.open_following(directory, DATA, flags & ~os.O_NOFOLLOW)
+        except links.UntrustedLinkError as error:
+            told = UntrustedLinkError(
+                f"volume {name!r} is refused: its data path {self.own_path(name)} is, or leads"
+                f" through, a link that others than root can have put there ({error.filename});"
+                " only in directories that nobody else can write are links followed"
+            )
+            if name not in self._told and len(self._told) < _TOLD:
+                self._told.add(name)
+                _log.warning("%s", told)
+            raise told from None
+
+    def _require_trusted(self, name: str) -> None:
+        try:
+            with self.opened(name) as directory:
+                os.close(self._follow(name, directory, _PLACE))
+        except OSError:
+            pass  # what it leads to is not there now
 
     def own_path(self, name: str) -> str:
         """Return the data path of a volume whose ``_data`` is no link."""
         return f"{self._root}/{name}/{DATA}"
 
     def require(self, name: str) -> str:
-        """Return the data path of a volume. Raises VolumeNotFoundError."""
+        """Return the data path of a volume. Raises VolumeNotFoundError, UntrustedLinkError."""
         path = self.data_path(name)
         if path is None:
             raise not_found(name)
@@ -104,6 +161,13 @@ class Names:
         modes = ((name, self._mode(f"{name}/{DATA}")) for name in found if can_name(name))
         return sorted((name, mode) for name, mode in modes if _is_data(mode))
 
+    def _data_mode(self, name: str) -> int:
+        """Return st_mode of a volume's data path itself, 0 when there is no volume."""
+        if not can_name(name) or not stat.S_ISDIR(self._mode(name)):
+            return 0
+        mode = self._mode(f"{name}/{DATA}")
+        return mode if _is_data(mode) else 0
+
     def _path(self, name: str, mode: int) -> str:
         path = self.own_path(name)
         return os.path.realpath(path) if stat.S_ISLNK(mode) else path
@@ -131,7 +195,7 @@ class Names:
                 os.rename(source, name, src_dir_fd=to if dir_fd is None else dir_fd, dst_dir_fd=to)
             except OSError as error:
                 match error.errno:
-                    case errno.ENOTEMPTY | errno.EEXIST if not self.data_path(name):
+                    case errno.ENOTEMPTY | errno.EEXIST if not self.has(name):
                         self._make_way(name)
                         continue
                     case errno.ENOTEMPTY | errno.EEXIST:
@@ -208,7 +272,7 @@ class Names:
         with opened(".", dir_fd=self._directory.fd) as lock:
             # Two at a time: the slower one could take away what the faster one has published.
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self.is_taken(name) or self.data_path(name):
+            if not self.is_taken(name) or self.has(name):
                 return
             try:
                 id = self._trash.take(name, "was in the way", dir_fd=self._directory.fd)

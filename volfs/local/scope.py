@@ -16,11 +16,11 @@ class ScopeDirectory:
     """A directory of a scope: made if it is missing, made again if somebody deletes it."""
 
     def __init__(self, scope: str, name: str, top: int) -> None:
-        """``top`` is a descriptor of the scope, which must outlive this."""
+        """``top`` is a descriptor of the scope, which must outlive this: it stays as ``top``."""
         self.path = f"{scope}/{name}"
         self.fd = _make_and_open(name, top)
+        self.top = top
         self._name = name
-        self._top = top
         self._lock = threading.Lock()
 
     def ensured(self) -> int:
@@ -40,7 +40,7 @@ class ScopeDirectory:
 
     def _make_again(self) -> None:
         try:
-            fd = _make_and_open(self._name, self._top)
+            fd = _make_and_open(self._name, self.top)
         except FileNotFoundError:
             raise ScopeError(f"{self.path} was deleted with its scope; start again") from None
         # In one step: other threads are using the number.

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from volfs.copies import copy_tree
 from volfs.errors import VolumeNotFoundError
 from volfs.linux.deletion import after, delete_tree, never
-from volfs.linux.durable import opened
+from volfs.linux.durable import NO_RESERVE, make_directory, opened
 from volfs.linux.syscalls import syncfs
 from volfs.local import sidecar
 from volfs.local.trash import Trash
@@ -51,13 +51,14 @@ class Stage:
 
 
 @contextmanager
-def staged(trash: Trash) -> Iterator[Stage]:
+def staged(trash: Trash, *, unreserved: bool = False) -> Iterator[Stage]:
     """Yield a stage. It is deleted at the end, unless it was published.
 
-    While it is held, no housekeeper of this host takes it for what a crash left.
+    While it is held, no housekeeper of this host takes it for what a crash left. It is ours;
+    ``unreserved`` says that for whom it is made has no part in the filesystem's reserve.
     """
     name = trash.new_name()
-    os.mkdir(name, 0o700, dir_fd=trash.fd)
+    make_directory(name, 0o700, dir_fd=trash.fd, owner=NO_RESERVE if unreserved else None)
     stopping = never
     try:
         with opened(name, dir_fd=trash.fd) as fd:

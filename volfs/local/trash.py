@@ -1,7 +1,9 @@
 """Removed volumes, kept until their time is up.
 
 An entry of the trash is a directory ID/ with removed.json in it (name, when, by whom) and the
-volume's directory as ID/volume. It appears with the one rename that takes the volume away.
+volume's directory as ID/volume. It appears with the one rename that takes the volume away. Where
+there is no room for a directory and a file (no inode or block left, a quota reached), the entry
+is the volume's own directory, renamed to ID~NAME: that takes nothing.
 
 Hidden entries are work under way, and what a crash left of it:
 
@@ -27,10 +29,11 @@ import stat
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from volfs.errors import VolumeNotFoundError
-from volfs.linux.deletion import delete_tree, never
+from volfs.linux.deletion import UndeletedError, delete_tree, never
 from volfs.linux.durable import opened, read_small, scanned, sync_directory, write_new
 from volfs.linux.syscalls import syncfs
 from volfs.local.scope import ScopeDirectory
@@ -47,7 +50,10 @@ _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _DEAD = "dead"
 _NEW, _DOOMED, _EMPTY = ".new-", ".doomed-", ".empty-"
 _ID_TIME = "%Y%m%dT%H%M%S.%f"
-_ID = re.compile(r"\d{8}T\d{6}\.\d{6}Z-[0-9a-f]{16}", re.ASCII)
+_BARE = "~"
+_ID = re.compile(rf"\d{{8}}T\d{{6}}\.\d{{6}}Z-[0-9a-f]{{16}}({_BARE}.*)?", re.ASCII | re.DOTALL)
+_BARE_NAME_MAX = 200
+"""Bytes of a name that fit into that of an entry, with what is put before it."""
 _NO_TIME = datetime.min.replace(tzinfo=UTC)
 _LEFT_BEHIND = 60.0
 """Seconds after which unfinished work is taken for a crash's, unless it is locked. Too early
@@ -65,6 +71,7 @@ class Trash:
         """``directory`` is where it is, None in a read-only scope that has none."""
         self._directory = directory
         self._stuck: dict[str, float] = {}
+        self._told: set[str] = set()
 
     @property
     def fd(self) -> int:
@@ -79,7 +86,7 @@ class Trash:
 
     def list(self) -> list[RemovedVolume]:
         """Return what can be restored, newest first."""
-        restorable = [id for id in reversed(self._ids()) if self._exists(f"{id}/{VOLUME}/{DATA}")]
+        restorable = [id for id in reversed(self._ids()) if self._holds(id, f"/{DATA}")]
         return [entry for id in restorable if (entry := self._entry(id))]
 
     def find(self, which: str) -> RemovedVolume:
@@ -99,8 +106,8 @@ class Trash:
     def take(self, name: str, by: str, *, dir_fd: int) -> str:
         """Move the directory ``name`` of ``dir_fd`` here, durably, and return the new entry's id.
 
-        On a full disk older entries are deleted for good until there is room for this one.
-        Raises FileNotFoundError when there is no such directory (any more).
+        Works on a full disk too: see the module. Where not even a name has room, older entries
+        are deleted for good. Raises FileNotFoundError when there is no such directory (any more).
         """
         for _ in range(ATTEMPTS):
             try:
@@ -108,6 +115,12 @@ class Trash:
             except FileNotFoundError:
                 os.stat(name, dir_fd=dir_fd, follow_symlinks=False)
                 # It is there, so it was the entry that somebody took for a crash's leftover.
+                continue
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+            try:
+                return self._take_bare(name, dir_fd)
             except OSError as error:
                 # A removal must not fail for want of the space that it is to free.
                 if error.errno not in _FULL or not self._purge_oldest(never):
@@ -116,7 +129,7 @@ class Trash:
 
     def _take(self, name: str, by: str, dir_fd: int) -> str:
         now = datetime.now(UTC)
-        id = f"{now.strftime(_ID_TIME)}Z-{secrets.token_hex(8)}"
+        id = _new_id(now)
         record = {"name": name, "removed_at": now.isoformat(), "by": by}
         os.mkdir(id, 0o700, dir_fd=self.fd)
         try:
@@ -131,11 +144,24 @@ class Trash:
             self.clear(id)
         return id
 
+    def _take_bare(self, name: str, dir_fd: int) -> str:
+        id = _new_id(datetime.now(UTC)) + _BARE
+        if len(os.fsencode(name)) <= _BARE_NAME_MAX:
+            id += name
+        os.rename(name, id, src_dir_fd=dir_fd, dst_dir_fd=self.fd)
+        sync_directory(self.fd)
+        sync_directory(dir_fd)
+        return id
+
+    def directory_of(self, id: str) -> str:
+        """Return the path, from the trash, of the volume's directory in an entry."""
+        return id if _BARE in id else f"{id}/{VOLUME}"
+
     def clear(self, id: str) -> None:
         """Remove an entry that holds no volume (any more); one that does is left as it is."""
         claimed = _EMPTY + id
         try:
-            if self._exists(f"{id}/{VOLUME}"):
+            if _BARE in id or self._exists(f"{id}/{VOLUME}"):
                 return
             os.rename(id, claimed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
             self._clear_claimed(claimed)
@@ -192,9 +218,21 @@ class Trash:
         ``ids`` are those of the entries, None means all; ``older_than`` spares what was removed
         less than so many seconds ago. An entry returned cannot be restored, even where its
         deletion was cut short (by ``stopping``, a crash, or a file that cannot be deleted): the
-        next housekeeping goes on with it. Raises VolumeNotFoundError, with nothing deleted, for
-        an unknown id.
+        next housekeeping goes on with it. What could not be deleted is in its ``left``; that is
+        the entry itself where nothing can be done with it, and it stays as it is. Raises
+        VolumeNotFoundError, with nothing deleted, for an unknown id.
         """
+        return self._purge(ids, older_than, stopping, log=False)
+
+    def _purge(
+        self,
+        ids: Iterable[str] | None,
+        older_than: float | None,
+        stopping: Callable[[], bool],
+        *,
+        log: bool,
+    ) -> builtins.list[RemovedVolume]:
+        """As ``purge``; ``log`` what cannot be deleted, when nobody looks at what is returned."""
         chosen = self._ids()
         if ids is not None:
             wanted = set(ids)
@@ -209,10 +247,17 @@ class Trash:
             if stopping():
                 break
             # An entry without a volume belongs to a removal that is under way, or to a crash.
-            entry = self._entry(id) if self._exists(f"{id}/{VOLUME}") else None
-            if entry is not None and self._doom(id):
-                purged.append(entry)
-                self._delete(_DOOMED + id, stopping)
+            entry = self._entry(id) if self._holds(id, unknown=True) else None
+            if entry is None:
+                continue
+            try:
+                if self._doom(id):
+                    left = self._delete(_DOOMED + id, stopping, log=log)
+                    purged.append(replace(entry, left=left))
+            except OSError as error:
+                if log:
+                    self._tell(id, "%s cannot be deleted, and stays: %s", self.place(id), error)
+                purged.append(replace(entry, left=(f"{self.place(id)}: {error.strerror}",)))
         return purged
 
     def housekeep(
@@ -226,22 +271,24 @@ class Trash:
         if self._directory is None or os.fstatvfs(self.fd).f_flag & os.ST_RDONLY:
             return
         self.tidy(stopping)
-        self.purge(older_than=keep_removed, stopping=stopping)
+        self._purge(None, keep_removed, stopping, log=True)
         while self._nearly_full(keep_free) and not stopping():
             if not self._purge_oldest(stopping):
                 break
 
     def _purge_oldest(self, stopping: Callable[[], bool]) -> bool:
         """Delete the oldest entry before its time; return whether there was one."""
-        oldest = next((id for id in self._ids() if self._exists(f"{id}/{VOLUME}")), None)
-        if oldest is None:
-            return False
-        _log.info("the filesystem is short of space: %s goes early", self.place(oldest))
-        before = self._free()
-        with suppress(VolumeNotFoundError):  # restored or purged meanwhile
-            self.purge([oldest], stopping=stopping)
-        self._wait_for_more_than(before, stopping)
-        return True
+        for id in self._ids():
+            if not self._holds(id):
+                continue
+            _log.info("the filesystem is short of space: %s goes early", self.place(id))
+            before = self._free()
+            with suppress(VolumeNotFoundError):  # restored or purged meanwhile
+                self._purge([id], None, stopping, log=True)
+            if not self._holds(id):
+                self._wait_for_more_than(before, stopping)
+                return True
+        return False
 
     def _free(self) -> int:
         """Return a number that grows when anything is freed."""
@@ -293,6 +340,7 @@ class Trash:
         with scanned(self.fd) as entries:
             doomed = [entry.name for entry in entries if entry.name.startswith(_DOOMED)]
         self._stuck = {name: since for name, since in self._stuck.items() if name in doomed}
+        self._told.intersection_update(self._ids())
         for name in sorted(doomed):
             if time.monotonic() - self._stuck.get(name, -_STUCK_PAUSE) >= _STUCK_PAUSE:
                 self._delete(name, stopping)
@@ -303,9 +351,9 @@ class Trash:
         try:
             os.rename(id, doomed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
             # A restoration may be in the entry already: who renames the volume first has it.
-            os.rename(
-                f"{doomed}/{VOLUME}", f"{doomed}/{_DEAD}", src_dir_fd=self.fd, dst_dir_fd=self.fd
-            )
+            if _BARE not in id:
+                was, dead = f"{doomed}/{VOLUME}", f"{doomed}/{_DEAD}"
+                os.rename(was, dead, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except FileNotFoundError:
             self._delete(doomed, never)  # what a restoration left of the entry
             return False
@@ -313,30 +361,41 @@ class Trash:
         sync_directory(self.fd)
         return True
 
-    def _delete(self, doomed: str, stopping: Callable[[], bool]) -> None:
+    def _delete(
+        self, doomed: str, stopping: Callable[[], bool], *, log: bool = True
+    ) -> tuple[str, ...]:
+        """Delete what is doomed; return what of it could not be deleted, and why."""
         try:
             with opened(doomed, dir_fd=self.fd) as fd:
-                if _is_taken(fd):
-                    return
-                delete_tree(doomed, dir_fd=self.fd, stopping=stopping)
+                if not _is_taken(fd):
+                    delete_tree(doomed, dir_fd=self.fd, stopping=stopping)
+            return ()
         except FileNotFoundError:
-            return
+            return ()
+        except UndeletedError as error:
+            left = tuple(f"{self.place(doomed)}/{place}: {why}" for place, why in error.left)
         except OSError as error:
-            if doomed not in self._stuck:
-                _log.warning(
-                    "%s cannot be deleted wholly: %s; what is left is tried again from time to"
-                    " time",
-                    self.place(doomed),
-                    error,
-                )
-            self._stuck[doomed] = time.monotonic()
+            left = (f"{self.place(doomed)}: {error.strerror}",)
+        if log and doomed not in self._stuck:
+            _log.warning(
+                "%s cannot be deleted wholly: %s; what is left is tried again from time to time",
+                self.place(doomed),
+                "; ".join(left),
+            )
+        self._stuck[doomed] = time.monotonic()
+        return left
 
     def _entry(self, id: str) -> RemovedVolume | None:
+        if _BARE in id:
+            return RemovedVolume(id, id.partition(_BARE)[2] or id, _time_of(id), "")
+        data = None
         try:
             with opened(id, dir_fd=self.fd) as fd:
                 data = read_small(_REMOVED, 1 << 16, dir_fd=fd)
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            self._tell(id, "%s cannot be read: %s", self.place(id), error)
         try:
             record = json.loads(data or b"")
             name, by = record["name"], record["by"]
@@ -354,6 +413,24 @@ class Trash:
         with scanned(self.fd) as entries:
             return sorted(entry.name for entry in entries if _time_of(entry.name) > _NO_TIME)
 
+    def _holds(self, id: str, below: str = "", *, unknown: bool = False) -> bool:
+        """Return whether there is a volume in an entry, or something ``below`` its directory.
+
+        ``unknown`` is the answer where nothing can be known.
+        """
+        try:
+            return self._exists(self.directory_of(id) + below)
+        except OSError as error:
+            # One that is broken, or not ours, must not keep the others from their turn.
+            self._tell(id, "%s cannot be looked at: %s", self.place(id), error)
+            return unknown
+
+    def _tell(self, id: str, message: str, *arguments: object) -> None:
+        """Log a warning, once about each entry."""
+        if id not in self._told:
+            self._told.add(id)
+            _log.warning(message, *arguments)
+
     def _exists(self, name: str) -> bool:
         try:
             os.stat(name, dir_fd=self.fd, follow_symlinks=False)
@@ -363,6 +440,10 @@ class Trash:
 
     def _is_directory(self, name: str) -> bool:
         return stat.S_ISDIR(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode)
+
+
+def _new_id(now: datetime) -> str:
+    return f"{now.strftime(_ID_TIME)}Z-{secrets.token_hex(8)}"
 
 
 def _time_of(id: str) -> datetime:
@@ -378,7 +459,7 @@ def _time_of(id: str) -> datetime:
 def _is_older(entry: os.DirEntry[str], moment: float) -> bool:
     try:
         return entry.stat(follow_symlinks=False).st_mtime < moment
-    except FileNotFoundError:
+    except OSError:  # gone, or broken
         return False
 
 

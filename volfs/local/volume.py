@@ -15,17 +15,25 @@ class LocalVolume:
     nothing.
     """
 
-    __slots__ = ("_record", "name", "path")
+    __slots__ = ("_opener", "_record", "name", "path")
 
     driver_name = "local"
 
     def __init__(
-        self, name: str, path: str, record: Record | Callable[[str], Record | None]
+        self,
+        name: str,
+        path: str,
+        record: Record | Callable[[str], Record | None],
+        opener: Callable[[str], int],
     ) -> None:
-        """``record`` is what its sidecar says, or reads that, given its name (None: it is gone)."""
+        """``record`` is what its sidecar says, or reads that, given its name (None: it is gone).
+
+        ``opener`` opens its data path, given its name: see Volume.open.
+        """
         self.name = name
         self.path = path
         self._record = record
+        self._opener = opener
 
     @property
     def created_at(self) -> datetime | None:
@@ -41,6 +49,9 @@ class LocalVolume:
 
     def mount(self) -> str:
         return self.path
+
+    def open(self) -> int:
+        return self._opener(self.name)
 
     def unmount(self) -> None:
         pass

@@ -35,7 +35,16 @@ from datetime import UTC, datetime
 from typing import Protocol
 
 from volfs.holder import Holder
-from volfs.linux.durable import DIRECTORY, opened, read_small, scanned, sync_directory, write_new
+from volfs.linux.durable import (
+    DIRECTORY,
+    make_directory,
+    opened,
+    read_small,
+    scanned,
+    sync_directory,
+    write_new,
+)
+from volfs.linux.identity import owning
 from volfs.store.table import Origin, Reference, encoded_id
 from volfs.store.usage import Scan
 from volfs.volume import Volume, can_name
@@ -151,8 +160,7 @@ class References:
                 # A name of its own first: there is no moment with half of it to be read.
                 staged = f"{_NEW}{secrets.token_hex(8)}"
                 try:
-                    write_new(staged, record + b"\n", dir_fd=fd)
-                    self._own(staged, fd)
+                    write_new(staged, record + b"\n", dir_fd=fd, owner=self._owner())
                     os.rename(staged, file, src_dir_fd=fd, dst_dir_fd=fd)
                 except BaseException:
                     with suppress(OSError):
@@ -219,10 +227,8 @@ class References:
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with self._made() as above:
-                fd = os.open(_LOCK, flags, 0o600, dir_fd=above)
-                self._own(_LOCK, above)
-                return fd
+            with self._made() as above, owning(*self._owner()):
+                return os.open(_LOCK, flags, 0o600, dir_fd=above)
         except OSError as error:
             if error.errno == errno.EROFS if shared else error.errno in _FULL:
                 return None
@@ -263,20 +269,21 @@ class References:
         """Yield a directory, made durably if it is missing."""
         dir_fd = self._top if above is None else above
         try:
-            os.mkdir(name, 0o700, dir_fd=dir_fd)
+            make_directory(name, 0o700, dir_fd=dir_fd, owner=self._owner())
         except FileExistsError:
             pass
         else:
-            self._own(name, dir_fd)
             sync_directory(dir_fd)
         with opened(name, dir_fd=dir_fd) as fd:
             yield fd
 
-    def _own(self, name: str, dir_fd: int) -> None:
-        """Let something made by root belong to the scope's owner, who has to get by with it."""
+    def _owner(self) -> tuple[int, int]:
+        """Return whose everything here is: the scope's owner has to get by with what root made.
+
+        From the beginning: what has a name is never given away, as it may be something else.
+        """
         owner = os.fstat(self._top)
-        if os.geteuid() == 0 and owner.st_uid != 0:
-            os.chown(name, owner.st_uid, owner.st_gid, dir_fd=dir_fd, follow_symlinks=False)
+        return owner.st_uid, owner.st_gid
 
     # Stale ones
 

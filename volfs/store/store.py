@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from volfs.errors import (
     OptionConflictError,
     UnsupportedError,
+    UntrustedLinkError,
     VolfsError,
     VolumeExistsError,
     VolumeInUseError,
@@ -25,6 +26,7 @@ from volfs.errors import (
 )
 from volfs.holder import Holder
 from volfs.linux.deletion import never
+from volfs.linux.durable import DIRECTORY
 from volfs.store.drivers import DriverRegistry
 from volfs.store.locks import NameLocks
 from volfs.store.removed import all_kept, find_kept, purge_kept
@@ -406,7 +408,7 @@ class VolumeStore:
     def _drop_stale_references(self) -> None:
         volumes = []
         for name in self._references.names():
-            with suppress(VolumeNotFoundError):
+            with suppress(VolumeNotFoundError, UntrustedLinkError):
                 volumes.append(self.get(name))
         self._references.drop_stale(volumes)
 
@@ -430,11 +432,12 @@ def _copying(driver: Driver) -> CopyingDriver:
 
 
 def _open_data(volume: Volume) -> int:
-    place = volume.mount()
+    volume.mount()
+    place = volume.open()
     try:
-        return os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise VolumeNotFoundError(f"the data of volume {volume.name!r} is not at {place}") from None
+        return os.open(".", DIRECTORY, dir_fd=place)
+    finally:
+        os.close(place)
 
 
 def _refuse(volume: Volume, holders: Sequence[Holder], hint: str = "") -> None:
@@ -445,6 +448,10 @@ def _refuse(volume: Volume, holders: Sequence[Holder], hint: str = "") -> None:
 
 
 def _require_empty(volume: Volume) -> None:
-    with os.scandir(volume.path) as entries:
-        if next(entries, None) is not None:
-            raise VolumeNotEmptyError(f"volume {volume.name!r} is not empty")
+    fd = _open_data(volume)
+    try:
+        with os.scandir(fd) as entries:
+            if next(entries, None) is not None:
+                raise VolumeNotEmptyError(f"volume {volume.name!r} is not empty")
+    finally:
+        os.close(fd)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 
-from volfs.errors import VolumeNotFoundError
+from volfs.errors import VolfsError, VolumeNotFoundError
 from volfs.fs.files import Found, Names
 from volfs.fs.inodes import HandleTable, InodeTable, RootHandle
 from volfs.fs.native import MadeStatus, Status, fstat
@@ -111,7 +111,7 @@ class Root:
                 continue
             try:
                 fd = open_top(self._store.get(name))
-            except (VolumeNotFoundError, OSError):
+            except (VolfsError, OSError):
                 continue  # removed since the listing, or broken: a look-up tells how
             yield offset, name.encode(), self._files.found(self._inodes.root, name.encode(), fd)
 

@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+from volfs.errors import VolumeNotFoundError
 from volfs.fs.inodes import Handle, HandleTable, Inode
 from volfs.fs.native import birth_ns, fstat
 from volfs.holder import Holder
@@ -29,7 +30,7 @@ class OpenHolders:
         """Open files and directories of a volume, one holder for each process and file."""
         try:
             fd = open_top(volume)
-        except FileNotFoundError:
+        except (VolumeNotFoundError, FileNotFoundError):
             return []
         try:
             status = fstat(fd)
@@ -59,8 +60,8 @@ class OpenHolders:
 
 def open_top(volume: Volume) -> int:
     """An O_PATH descriptor of the top directory of a volume."""
-    # The one path taken as given: an administrator may have made the data path a link.
-    return os.open(volume.mount(), os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    volume.mount()
+    return volume.open()
 
 
 def command_of(pid: int) -> str:
