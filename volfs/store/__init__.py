@@ -7,7 +7,7 @@ which runtimes use what, ``usage`` reads from /proc who has it mounted or open.
 from volfs.store.drivers import DriverRegistry
 from volfs.store.opening import OpenScope, open_scope
 from volfs.store.references import References
-from volfs.store.store import VolumeStore
+from volfs.store.store import Permit, VolumeStore
 from volfs.store.table import Reference, ReferenceTable
 from volfs.store.usage import FSTYPE, Scan, mount_holders, mount_users, open_holders, tree_mounts
 
@@ -26,3 +26,4 @@ __all__ = [
     "open_scope",
     "tree_mounts",
 ]
+    "Permit",

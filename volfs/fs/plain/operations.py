@@ -168,7 +168,7 @@ class VolumeFS(pyfuse3.Operations):
     ) -> None:
         await _result(
             self._requests.names.rename(
-                parent_inode_old, name_old, parent_inode_new, name_new, flags
+                parent_inode_old, name_old, parent_inode_new, name_new, flags, ctx
             )
         )
 

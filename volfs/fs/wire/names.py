@@ -92,12 +92,12 @@ class NameOpcodes:
     def _rename(self, node_id: int, body: bytes, who: Who) -> Answer:
         (directory,) = protocol.U64.unpack_from(body)
         name, new_name = body[8:-1].split(b"\0")
-        return self._names.rename(node_id, name, directory, new_name, 0)
+        return self._names.rename(node_id, name, directory, new_name, 0, who)
 
     def _rename2(self, node_id: int, body: bytes, who: Who) -> Answer:
         directory, flags = protocol.RENAME2_IN.unpack_from(body)
         name, new_name = body[16:-1].split(b"\0")
-        return self._names.rename(node_id, name, directory, new_name, flags)
+        return self._names.rename(node_id, name, directory, new_name, flags, who)
 
     def _link(self, node_id: int, body: bytes, who: Who) -> Answer:
         (linked,) = protocol.U64.unpack_from(body)
