@@ -235,7 +235,7 @@ def test_no_tree(scope: str) -> None:
 
 def test_container_is_told_from_its_control_group(tmp_path: Path) -> None:
     """The names the runtimes give, version 1 and version 2 of control groups."""
-    from volfs.store.usage import container_in_cgroup
+    from volfs.store.namespaces import container_in_cgroup
 
     id = "0123456789abcdef" * 4
     for path in (

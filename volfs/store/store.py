@@ -43,6 +43,9 @@ _log = logging.getLogger(__name__)
 
 _UNSEEN = " (nothing is mounted: a runtime that is gone loses its hold within a minute)"
 
+_SHOWN = 10
+"""So many holders are named where a volume is refused."""
+
 HolderSource = Callable[[Volume], Iterable[Holder]]
 Permit = Callable[[Volume], None]
 
@@ -451,7 +454,9 @@ def _open_data(volume: Volume) -> int:
 def _refuse(volume: Volume, holders: Sequence[Holder], hint: str = "") -> None:
     """Raise VolumeInUseError if there are holders."""
     if holders:
-        reasons = "; ".join(str(holder) for holder in holders)
+        reasons = "; ".join(str(holder) for holder in holders[:_SHOWN])
+        if len(holders) > _SHOWN:
+            reasons += f"; and {len(holders) - _SHOWN} more"
         raise VolumeInUseError(f"volume {volume.name!r} is in use: {reasons}{hint}", holders)
 
 

@@ -22,7 +22,7 @@ from volfs.fs.root.sticky import may_take
 from volfs.linux import syscalls
 from volfs.linux.identity import Requester
 from volfs.linux.syscalls import os_error
-from volfs.store import Permit, VolumeStore
+from volfs.store import OpenFile, Permit, VolumeStore
 from volfs.volume import NewVolume, Owner, Volume, can_name, check_name
 
 _FIRST_OFFSET = 3
@@ -62,6 +62,13 @@ class Root:
         self._local: set[bytes] = set()
         self._holders = OpenHolders(handles)
         store.add_holder_source(self._holders.of)
+
+    def open_files(self, name: str) -> list[OpenFile]:
+        """What is open in this tree of the volume of that name. May block."""
+        try:
+            return self._holders.files_of(self._store.get(name))
+        except VolumeNotFoundError:
+            return []
 
     # -- the directory itself
 
