@@ -109,6 +109,14 @@ class TestTwoTrees:
             assert f"vol/{what} by process {pid} " in told
         (second.mnt / "vol").rmdir()
 
+    def test_what_is_open_is_told_once_by_each(self, two: tuple[Mounted, Mounted]) -> None:
+        first, second = two
+        with (first.mnt / "vol" / "file").open(), (second.mnt / "vol" / "file").open():
+            for tree in two:
+                told = os.getxattr(tree.mnt / "vol", "volfs.users").decode().splitlines()
+                assert len(told) == 2, told
+            assert len(users(first.scope, "vol")) == 2
+
     def test_nor_when_it_was_renamed_through_the_other(self, two: tuple[Mounted, Mounted]) -> None:
         first, second = two
         with holding(lambda: os.open(first.mnt / "vol" / "file", os.O_RDONLY)):

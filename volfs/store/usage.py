@@ -286,6 +286,7 @@ class Scan:
         self._mounts: _Mounts | None = None
         self._outside: dict[Place, _Mounts] = {}
         self._open: dict[str, list[tuple[str, Holder]]] | None = None
+        self._answers: dict[str, list[Holder]] = {}
         self._silent: set[str] = set()
 
     @property
@@ -417,6 +418,11 @@ class Scan:
 
         A current directory does not count: it can be removed like any other directory.
         """
+        if volume.name not in self._answers:
+            self._answers[volume.name] = self._have_open(volume)
+        return self._answers[volume.name]
+
+    def _have_open(self, volume: Volume) -> list[Holder]:
         trees = [*self._announced().values()]
         if not self._own_trees:
             others = [tree for tree in trees if not tree.is_own]
