@@ -118,6 +118,7 @@ class TestMounted:
                 "pid": reader,
                 "command": "sh",
                 "container": None,
+                "uid": 0,
             }
 
     def test_a_mount_of_the_data_path(self, web: Path, tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ class TestRemove:
                     "pid": None,
                     "command": "",
                     "container": None,
+                    "uid": None,
                 }
             ]
             assert f"Used by: mounted at {target}\n" in volfs("inspect", "web").out

@@ -164,6 +164,23 @@ class TestMounts:
         with mounted("-t", "tmpfs", "disk", inside):
             assert [holder.detail for holder in mount_holders(volume, scope)] == [str(inside)]
 
+    def test_mounted_on_what_was_mounted_later(
+        self, volume: PlainVolume, scope: str, tmp_path: Path
+    ) -> None:
+        """The kernel tells mounts in the order in which they were made."""
+        Path(volume.path, "sub").mkdir()
+        (disk := tmp_path / "disk").mkdir()
+        (target := tmp_path / "target").mkdir()
+        script = (
+            f"mount -t tmpfs disk {disk}; mount --bind {volume.path} {target};"
+            f" mount --move {disk} {target}/sub"
+        )
+        with elsewhere(script):
+            assert {holder.detail for holder in mount_holders(volume, scope)} == {
+                str(target),
+                f"{target}/sub",
+            }
+
     def test_another_namespace(self, volume: PlainVolume, scope: str, tmp_path: Path) -> None:
         (target := tmp_path / "target").mkdir()
         with elsewhere(f"mount --bind {volume.path} {target}") as process:
@@ -238,7 +255,7 @@ def test_no_tree(scope: str) -> None:
 
 def test_container_is_told_from_its_control_group(tmp_path: Path) -> None:
     """The names the runtimes give, version 1 and version 2 of control groups."""
-    from volfs.store.usage import container_in_cgroup
+    from volfs.store.namespaces import container_in_cgroup
 
     id = "0123456789abcdef" * 4
     for path in (

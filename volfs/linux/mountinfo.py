@@ -6,11 +6,12 @@ Nothing here touches the mounted filesystems: a dead one cannot make the reader 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
+_PIECE = 1 << 16
 DELETED = "//deleted"
 """Ends the root of a mount whose directory was removed (seq_dentry in the kernel)."""
 
@@ -44,10 +45,10 @@ class Place:
 class MountTable:
     """The mounts one mount namespace shows to one process."""
 
-    def __init__(self, mounts: list[Mount]) -> None:
+    def __init__(self, mounts: Iterable[Mount]) -> None:
         self._by_id = {mount.id: mount for mount in mounts}
         self._children: dict[int, list[Mount]] = {}
-        for mount in mounts:
+        for mount in self:
             self._children.setdefault(mount.parent, []).append(mount)
 
     @classmethod
@@ -115,26 +116,46 @@ def is_inside(path: str, directory: str) -> bool:
 
 def parse(text: bytes) -> list[Mount]:
     """Parse the content of a mountinfo file."""
-    mounts = []
-    for line in text.decode("utf-8", "surrogateescape").split("\n"):
-        # Optional fields stand between the sixth and the lone dash, in any number.
-        head, _, tail = line.partition(" - ")
-        fields, kind = head.split(" "), tail.split(" ")
-        if len(fields) < 6 or len(kind) < 3:
-            continue
-        mounts.append(
-            Mount(
-                id=int(fields[0]),
-                parent=int(fields[1]),
-                device=fields[2],
-                root=_unescape(fields[3]),
-                point=_unescape(fields[4]),
-                fstype=kind[0],
-                source=_unescape(kind[1]),
-                options=kind[2],
-            )
-        )
-    return mounts
+    return [mount for line in text.split(b"\n") if (mount := _parse_line(line))]
+
+
+def mounts_of(pid: int, limit: int | None = None) -> Iterator[Mount]:
+    """Yield the mounts that a process sees, one at a time as the kernel tells them.
+
+    They need not come in the order in which they are mounted on each other. ``limit`` is how many
+    bytes are read at most: how long it takes and how much it is, is up to whoever mounts, and a
+    path can be of any length. Raises OSError when the process is gone or not ours to see.
+    """
+    with Path(f"/proc/{pid}/mountinfo").open("rb", buffering=0) as file:
+        rest = b""
+        while limit is None or limit > 0:
+            piece = file.read(_PIECE)
+            if not piece:
+                break
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                if mount := _parse_line(line):
+                    yield mount
+            if limit is not None:
+                limit -= len(piece)
+
+
+def _parse_line(line: bytes) -> Mount | None:
+    # Optional fields stand between the sixth and the lone dash, in any number.
+    head, _, tail = line.decode("utf-8", "surrogateescape").partition(" - ")
+    fields, kind = head.split(" "), tail.split(" ")
+    if len(fields) < 6 or len(kind) < 3:
+        return None
+    return Mount(
+        id=int(fields[0]),
+        parent=int(fields[1]),
+        device=fields[2],
+        root=_unescape(fields[3]),
+        point=_unescape(fields[4]),
+        fstype=kind[0],
+        source=_unescape(kind[1]),
+        options=kind[2],
+    )
 
 
 def _unescape(field: str) -> str:

@@ -11,7 +11,13 @@ from functools import partial
 from volfs.local import LocalDriver
 from volfs.store.references import References
 from volfs.store.store import VolumeStore
-from volfs.store.usage import Scan, mount_holders, open_holders
+from volfs.store.usage import (
+    Scan,
+    disk_holders,
+    mount_holders,
+    open_elsewhere,
+    open_holders,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +38,9 @@ def open_scope(
 ) -> Iterator[OpenScope]:
     """Open a scope for as long as the context lasts, and make it if it is missing.
 
-    The store's holders are the references kept in the scope, the mounts of every namespace and,
-    with ``open_files``, the files open through a tree: a tree's own daemon knows those better.
+    The store's holders are the references kept in the scope, the mounts of every namespace and
+    the files open through any tree; without ``open_files`` only through trees of others: a tree's
+    own daemon knows better what is open in it.
     They are looked for whenever somebody asks; with ``once`` they are as they were when first
     asked for, which is for programs that soon end. ``keep_removed``: see LocalDriver. Raises
     ScopeError.
@@ -42,11 +49,13 @@ def open_scope(
     store = VolumeStore([driver], references=References(driver.scope))
     try:
         if once:
-            scan = Scan(driver.scope)
-            sources = [scan.mount_holders, scan.open_holders]
+            scan = Scan(driver.scope, own_trees=open_files)
+            sources = [scan.mount_holders, scan.disk_holders, scan.open_holders]
         else:
-            sources = [partial(look, scope=driver.scope) for look in (mount_holders, open_holders)]
-        for source in sources if open_files else sources[:1]:
+            opened = open_holders if open_files else open_elsewhere
+            looks = (mount_holders, disk_holders, opened)
+            sources = [partial(look, scope=driver.scope) for look in looks]
+        for source in sources:
             store.add_holder_source(source)
         yield OpenScope(driver.scope, store)
     finally:

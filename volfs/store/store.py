@@ -45,7 +45,11 @@ _log = logging.getLogger(__name__)
 
 _UNSEEN = " (nothing is mounted: if the runtime is gone, its reference is dropped within a minute)"
 
+_SHOWN = 10
+"""So many holders are named where a volume is refused."""
+
 HolderSource = Callable[[Volume], Iterable[Holder]]
+Permit = Callable[[Volume], None]
 
 
 class VolumeStore:
@@ -174,8 +178,13 @@ class VolumeStore:
             yield
             self._references.forget(name)
 
-    def remove(self, name: str, *, by: str = "", only_empty: bool = False) -> None:
+    def remove(
+        self, name: str, *, by: str = "", only_empty: bool = False, permit: Permit | None = None
+    ) -> None:
         """Remove the volume ``name``: see Driver.remove. ``by`` says for whom, for the record.
+
+        ``permit`` raises what is to be raised for a volume that may not be removed. It is asked
+        when no other removal can come between: a name can become another volume's.
 
         Raises VolumeInUseError, with the holders, while anything holds it. With ``only_empty``
         raises VolumeNotEmptyError when there is anything in it. (What somebody writes between
@@ -188,11 +197,13 @@ class VolumeStore:
                 _require_empty(volume)
             with self._references.held(name):
                 self._require_unreferenced(volume)
+                if permit is not None:
+                    permit(volume)
                 self._driver_of(volume).remove(volume, by=by)
                 self._references.forget(name)
 
-    def rename(self, name: str, new_name: str) -> Volume:
-        """Give a volume another name: see Driver.rename.
+    def rename(self, name: str, new_name: str, *, permit: Permit | None = None) -> Volume:
+        """Give a volume another name: see Driver.rename; ``permit``: see ``remove``.
 
         Raises VolumeInUseError while a reference or a mount holds it: whoever that is knows the
         volume by its name. Open files do not matter.
@@ -205,13 +216,15 @@ class VolumeStore:
                 raise VolumeExistsError(f"volume {new_name!r} exists already")
             with self._references.held(name, new_name):
                 self._require_unreferenced(volume)
+                if permit is not None:
+                    permit(volume)
                 renamed = driver.rename(volume, new_name)
                 for vacant in (name, new_name):
                     self._references.forget(vacant)
                 return renamed
 
-    def exchange(self, first: str, second: str) -> None:
-        """Swap the names of two volumes of one driver: see Driver.exchange.
+    def exchange(self, first: str, second: str, *, permit: Permit | None = None) -> None:
+        """Swap the names of two volumes of one driver: see Driver.exchange; ``permit``: ``remove``.
 
         Raises VolumeInUseError as ``rename`` does, OSError(EXDEV) for different drivers.
         """
@@ -225,6 +238,8 @@ class VolumeStore:
             with self._references.held(first, second):
                 for volume in volumes:
                     self._require_unreferenced(volume)
+                    if permit is not None:
+                        permit(volume)
                 driver.exchange(*volumes)
 
     def set_labels(self, name: str, labels: Mapping[str, str]) -> Volume:
@@ -443,7 +458,9 @@ def _open_data(volume: Volume) -> int:
 def _refuse(volume: Volume, holders: Sequence[Holder], hint: str = "") -> None:
     """Raise VolumeInUseError if there are holders."""
     if holders:
-        reasons = "; ".join(str(holder) for holder in holders)
+        reasons = "; ".join(str(holder) for holder in holders[:_SHOWN])
+        if len(holders) > _SHOWN:
+            reasons += f"; and {len(holders) - _SHOWN} more"
         raise VolumeInUseError(f"volume {volume.name!r} is in use: {reasons}{hint}", holders)
 
 

@@ -1,31 +1,70 @@
-"""Who holds a volume: mounts in every mount namespace, and files open through the tree.
+"""Who holds a volume: mounts in every mount namespace, and files open through any of its trees.
 
-Everything is read from /proc, and nothing of what it names is touched, so a dead filesystem
-or a hung container cannot make the answer wait. Only what this process may see is seen: root
-sees all of its own pid namespace, others see their own processes.
+*Trees* are known by the device number of their superblock, never by what a mount calls itself.
+They are those that a daemon has announced in the scope (see ``trees``), wherever they are mounted
+and also while they are mounted nowhere. Besides, a mount that calls itself a tree of this scope
+is one where the kernel says that root or the scope's owner mounted it: in a namespace of our own
+user namespace nobody can make the option ``user_id`` say something else. So a tree counts whose
+daemon could not announce it, or died.
+
+*Mounts* are told by /proc/PID/mountinfo, of one process for each namespace. It is read line by
+line, and only what concerns the scope is kept. In a namespace that a user made (one of another
+user namespace than ours), a mount counts only if that user may enter the volume: for a bind mount
+one needs no permission to what is mounted, and nobody shall pin what is none of his business.
+
+*Open files* are told by the mount id of each descriptor and the device number of each mapping.
+Mount ids are the machine's, so it does not matter in which namespace a file was opened. A file on
+a mount that is in no table any more, as after a lazy unmount, is not to be seen in this way:
+/proc tells neither its device nor, of a part of a tree, where in the tree it is. So each daemon
+is asked, too, what is open in its tree. One that does not answer may have anything open: then the
+volume is in use. A daemon knows its own tree by itself and looks only at others.
+
+Everything is read from /proc and from daemons, and nothing of what /proc names is touched, so a
+dead filesystem or a hung container cannot make the answer wait; a hung daemon does so once, for
+some seconds. Only what this process may see is seen: root sees all of its own pid namespace,
+others see their own processes. Daemons answer to root and to the scope's owner.
 """
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from volfs.holder import Holder
 from volfs.linux.mountinfo import DELETED, Mount, MountTable, Place, is_inside
+from volfs.store.namespaces import (
+    Namespace,
+    Namespaces,
+    command_of,
+    container_of,
+    groups_of,
+    is_contained,
+    user_of,
+)
+from volfs.store.trees import FSTYPE, OpenFile, Tree, says_to_be_tree, trees_of
 from volfs.volume import Volume
-
-FSTYPE = "fuse.volfs"
-"""The filesystem type under which mountinfo shows a tree of volumes."""
 
 _FIRST = {"pid": "pid:[4026531836]", "user": "user:[4026531837]"}
 """The machine's first namespaces (PROC_PID_INIT_INO, PROC_USER_INIT_INO in the kernel)."""
 
-_CONTAINER_CGROUP = re.compile(r"(?<!conmon)[/-]([0-9a-f]{64})(?:\.scope)?(?=/|$)", re.MULTILINE)
-_CONTAINER_FILES = re.compile(r"containers/([0-9a-f]{64})/")
+_USER_ID = re.compile(r"(?:^|,)user_id=(\d+)(?:,|$)", re.ASCII)
+_UNLINKED = " (deleted)"
+_MANY = 64
+"""With more mounts of trees than this, each open file's mount is asked for, not only of those
+below the mount points."""
+
+_RELEASE_TIME = 0.03
+_PATIENCE = 3
+"""A file that no process shows to have open is taken to be in use when this many times this many
+seconds brought no release: the kernel tells daemons late of what was closed."""
 
 
 def mount_holders(volume: Volume, scope: str) -> list[Holder]:
@@ -33,14 +72,36 @@ def mount_holders(volume: Volume, scope: str) -> list[Holder]:
     return Scan(scope).mount_holders(volume)
 
 
+def disk_holders(volume: Volume, scope: str) -> list[Holder]:
+    """Return what is mounted on the volume's data directory itself: see Scan."""
+    return Scan(scope).disk_holders(volume)
+
+
 def open_holders(volume: Volume, scope: str) -> list[Holder]:
     """Return the processes with files of the volume open or mapped through a tree: see Scan."""
     return Scan(scope).open_holders(volume)
 
 
+def open_elsewhere(volume: Volume, scope: str) -> list[Holder]:
+    """The same, but for trees that this process serves itself."""
+    return Scan(scope, own_trees=False).open_holders(volume)
+
+
 def tree_mounts(scope: str) -> list[str]:
     """Return the mount points, in our own namespace, at which ``scope`` is served as a tree."""
-    return [mount.point for mount in MountTable.of_process() if _is_tree(mount, scope)]
+    scan = Scan(scope)
+    space = scan.namespaces.own
+    return [
+        mount.point
+        for mount in scan.namespaces.mounts(space)
+        if mount.root == "/" and scan.is_tree(mount, space)
+    ]
+
+
+def mounted_devices() -> set[str]:
+    """Return the device numbers of all filesystems that are mounted in any namespace."""
+    spaces = Namespaces()
+    return {mount.device for space in spaces for mount in spaces.mounts(space)}
 
 
 def mount_users(point: str) -> list[Holder]:
@@ -48,87 +109,162 @@ def mount_users(point: str) -> list[Holder]:
 
     That is files open or mapped in it, working and root directories, and mounts on top of it.
     """
-    space = next(_namespaces())
-    here = [mount for mount in space.mounts if mount.point == point]
+    space = Namespaces().own
+    table = MountTable.of_process()
+    here = [mount for mount in table if mount.point == point]
     if not here:
         return []
-    users = [Holder("mount", mount.point) for mount in space.mounts if mount.parent == here[-1].id]
+    users = [Holder("mount", mount.point) for mount in table if mount.parent == here[-1].id]
     for pid in space.pids:
-        paths = dict.fromkeys(path for path, _ in _paths_of(pid, (point,)))
+        paths = dict.fromkeys(
+            path for path, _ in _open_paths(pid, lambda path: is_inside(path, point))
+        )
+        paths |= dict.fromkeys(
+            path for path, _ in _mapped_paths(pid, {here[-1].device}) if is_inside(path, point)
+        )
         for link, what in (("cwd", "working directory"), ("root", "root directory")):
             with suppress(OSError):
                 path = os.readlink(f"/proc/{pid}/{link}")
                 if is_inside(path, point):
                     paths[f"{path} ({what})"] = None
-        users += [Holder("open", path, pid, _command(pid), _container(pid)) for path in paths]
+        users += [_opener(path, pid, space) for path in paths]
     return users
 
 
-def _is_ours(mount: Mount, scope: str) -> bool:
-    return mount.fstype == FSTYPE and mount.source == scope
+class _TreeMount(NamedTuple):
+    """A mount of a tree: the path in the tree that it shows, and its mount point seen from us."""
 
-
-def _is_tree(mount: Mount, scope: str) -> bool:
-    return _is_ours(mount, scope) and mount.root == "/"
-
-
-@dataclass(frozen=True, slots=True)
-class _Namespace:
-    """A mount namespace as one of its processes sees it; ``root`` is that process's root."""
-
-    pid: int
-    pids: Sequence[int]
+    device: str
     root: str
-    mounts: MountTable
-    own: bool
+    point: str
+
+    def within(self, path: str) -> str | None:
+        """Return the path in the tree of a file that is seen at a path from us."""
+        if not is_inside(path, self.point):
+            return None
+        return _join(self.root, path[len(self.point.rstrip("/")) :])
 
 
-@dataclass(frozen=True, slots=True)
+class _Shown(NamedTuple):
+    """A mount on which something may be mounted that concerns us.
+
+    ``skip`` is the length of its mount point, which the mount points on it begin with. Of a part
+    of a tree ``root`` is no more than the volume: it can be of any length.
+    """
+
+    device: str
+    root: str
+    skip: int
+    is_tree: bool
+
+    def place_of(self, point: str) -> Place:
+        return Place(
+            self.device, _join(self.root.rstrip("/"), point[self.skip :]).rstrip("/") or "/"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class _Found:
-    """A mount of a namespace, and the directory it covers."""
+    """A mount that shows or covers something of a volume, and the directory it covers."""
 
-    mount: Mount
-    space: _Namespace
+    point: str
+    space: Namespace
     attached: Place | None
 
 
-class _MountIndex:
-    """The mounts of all namespaces by what they show or cover.
+@dataclass(slots=True)
+class _Mounts:
+    """The mounts of all namespaces that show or cover something in a directory (``wanted``) or,
+    if asked for, in a tree."""
 
-    There are hundreds of them on a machine with containers: too many to go through for each of
-    hundreds of volumes.
-    """
+    wanted: Place | None
+    way: frozenset[Place]
+    is_tree: Callable[[Mount, Namespace], bool]
+    with_trees: bool
+    by_volume: dict[str, list[_Found]] = field(default_factory=dict)
+    trees: dict[int, _TreeMount] = field(default_factory=dict)
+    _inside: list[tuple[str, int, _Found]] = field(default_factory=list)
 
-    def __init__(self, namespaces: Sequence[_Namespace], scope: str) -> None:
-        self._mounts: list[_Found] = []
-        self._by_volume: dict[str, list[int]] = {}
-        self._by_place: dict[Place, list[int]] = {}
-        for space in namespaces:
-            trees = {mount.device for mount in space.mounts if _is_ours(mount, scope)}
-            for mount in space.mounts:
-                attached = space.mounts.attached_to(mount)
-                for place in (Place(mount.device, mount.root), attached):
-                    if place is not None and not place.path.endswith(DELETED):
-                        self._add(place, in_tree=place.device in trees)
-                self._mounts.append(_Found(mount, space, attached))
+    def read(self, spaces: Namespaces) -> None:
+        """Look at all namespaces."""
+        spaces.begin()
+        order = itertools.count()
+        for space in spaces:
+            shown: dict[int, _Shown] = {}
+            found, late = self._look_at(space, spaces, shown)
+            if late:  # something is mounted on what was told after it
+                found, _ = self._look_at(space, spaces, shown)
+            for place, in_tree, item in found:
+                if in_tree:
+                    self.by_volume.setdefault(_volume_of(place.path), []).append(item)
+                else:
+                    self._inside.append((place.path.rstrip("/") + "/", next(order), item))
+        self._inside.sort(key=lambda entry: entry[:2])
 
-    def _add(self, place: Place, *, in_tree: bool) -> None:
-        number = len(self._mounts)
+    def _look_at(
+        self, space: Namespace, spaces: Namespaces, shown: dict[int, _Shown]
+    ) -> tuple[list[tuple[Place, bool, _Found]], bool]:
+        found: list[tuple[Place, bool, _Found]] = []
+        told: set[int] = set()
+        missed: set[int] = set()
+        late = False
+        for mount in spaces.mounts(space):
+            told.add(mount.id)
+            tree = self.with_trees and self.is_tree(mount, space)
+            gone = mount.root.endswith(DELETED)
+            if mount.id not in shown and not gone and (tree or self._leads_on(mount)):
+                late = late or mount.id in missed
+                skip = 0 if mount.point == "/" else len(mount.point)
+                root = f"/{_volume_of(mount.root)}" if tree else mount.root
+                shown[mount.id] = _Shown(mount.device, root, skip, tree)
+            if tree:
+                self.trees[mount.id] = _TreeMount(
+                    mount.device, mount.root, _join(space.root, mount.point)
+                )
+            parent = shown.get(mount.parent) if mount.parent != mount.id else None
+            if parent is None and mount.parent not in told:
+                missed.add(mount.parent)
+            attached = parent and parent.place_of(mount.point)
+            item = _Found(mount.point, space, attached)
+            own = Place(mount.device, mount.root)
+            for place, in_tree in ((own, tree), (attached, bool(parent and parent.is_tree))):
+                if place and not place.path.endswith(DELETED) and self._concerns(place, in_tree):
+                    found.append((place, in_tree, item))
+        return found, late
+
+    def _concerns(self, place: Place, in_tree: bool) -> bool:
         if in_tree:
-            self._by_volume.setdefault(_volume_of(place.path), []).append(number)
-            return
-        path = place.path
-        while path != "/":
-            self._by_place.setdefault(Place(place.device, path), []).append(number)
-            path = path.rpartition("/")[0] or "/"
-        self._by_place.setdefault(Place(place.device, "/"), []).append(number)
+            return _volume_of(place.path) != ""
+        wanted = self.wanted
+        return (
+            wanted is not None
+            and place.device == wanted.device
+            and is_inside(place.path, wanted.path)
+        )
 
-    def inside(self, volume: str, data: Place | None) -> list[_Found]:
-        """Return the mounts of, or on, something in a volume of that name and data path."""
-        numbers = {*self._by_volume.get(volume, ())}
-        if data is not None:
-            numbers.update(self._by_place.get(data, ()))
-        return [self._mounts[number] for number in sorted(numbers)]
+    def _leads_on(self, mount: Mount) -> bool:
+        """Whether a directory can be seen in the mount on which a mount would concern us."""
+        wanted, root = self.wanted, mount.root
+        if (
+            wanted is not None
+            and wanted.device == mount.device
+            and (is_inside(wanted.path, root) or is_inside(root, wanted.path))
+        ):
+            return True
+        return any(
+            place.device == mount.device and is_inside(place.path, root) for place in self.way
+        )
+
+    def inside(self, data: Place) -> Iterator[_Found]:
+        """Yield the mounts of, or on, something in a directory."""
+        if self.wanted is None or data.device != self.wanted.device:
+            return
+        first = data.path.rstrip("/") + "/"
+        start = bisect.bisect_left(self._inside, (first, -1), key=lambda entry: entry[:2])
+        for path, _, item in itertools.islice(self._inside, start, None):
+            if not path.startswith(first):
+                return
+            yield item
 
 
 class Scan:
@@ -138,12 +274,67 @@ class Scan:
     first about those.
     """
 
-    def __init__(self, scope: str) -> None:
+    def __init__(self, scope: str, *, own_trees: bool = True) -> None:
+        """``scope`` is a real path. Without ``own_trees`` files that are open in a tree which
+        this process serves are left out."""
         self.scope = scope
-        self._namespaces: list[_Namespace] | None = None
-        self._hidden: list[int] = []
-        self._mounts: _MountIndex | None = None
-        self._open: list[tuple[str, Holder]] | None = None
+        self._own_trees = own_trees
+        self._namespaces: Namespaces | None = None
+        self._own: MountTable | None = None
+        self._trees: dict[str, Tree] | None = None
+        self._masters: frozenset[int] | None = None
+        self._mounts: _Mounts | None = None
+        self._outside: dict[Place, _Mounts] = {}
+        self._open: dict[str, list[tuple[str, Holder]]] | None = None
+        self._answers: dict[str, list[Holder]] = {}
+        self._silent: set[str] = set()
+
+    @property
+    def namespaces(self) -> Namespaces:
+        """The mount namespaces, found when first asked for."""
+        if self._namespaces is None:
+            self._namespaces = Namespaces()
+        return self._namespaces
+
+    @property
+    def _table(self) -> MountTable:
+        if self._own is None:
+            self._own = MountTable.of_process()
+        return self._own
+
+    # Trees
+
+    def _announced(self) -> dict[str, Tree]:
+        if self._trees is None:
+            # Of two with one number the living one has it.
+            trees = sorted(trees_of(self.scope), key=lambda tree: tree.pid is not None)
+            self._trees = {tree.device: tree for tree in trees}
+        return self._trees
+
+    def is_tree(self, mount: Mount, space: Namespace) -> bool:
+        """Tell whether a mount shows a tree of the scope, or a part of one: see the module."""
+        if mount.fstype != FSTYPE:
+            return False
+        tree = self._announced().get(mount.device)
+        if tree is not None and (tree.pid is not None or not space.trusted):
+            return True
+        # Once its superblock is gone, the number of a dead daemon's tree can be another's.
+        return (
+            space.trusted
+            and (tree is not None or says_to_be_tree(mount, self.scope))
+            and (user := _USER_ID.search(mount.options)) is not None
+            and int(user[1]) in self._trusted_users()
+        )
+
+    def _trusted_users(self) -> frozenset[int]:
+        if self._masters is None:
+            users = {0}
+            with suppress(OSError):
+                users.add(os.stat(self.scope).st_uid)
+            self._masters = frozenset(users)
+        return self._masters
+
+    # Mounts
 
     def sees_all(self) -> bool:
         """Tell whether no container's mounts can be hidden from this process.
@@ -151,29 +342,75 @@ class Scan:
         It has to be in the machine's first pid and user namespace, with a /proc that shows all
         processes, and there may be none in a container that it is not allowed to look at.
         """
-        own = self._look()[0].mounts
-        hidepid = any(mount.point == "/proc" and "hidepid" in mount.options for mount in own)
+        hidepid = any(
+            mount.point == "/proc" and "hidepid" in mount.options for mount in self._table
+        )
         first = all(os.readlink(f"/proc/self/ns/{kind}") == id for kind, id in _FIRST.items())
-        return first and not hidepid and not any(_is_contained(pid) for pid in self._hidden)
+        return first and not hidepid and not any(map(is_contained, self.namespaces.hidden))
 
     def mount_holders(self, volume: Volume) -> list[Holder]:
         """Return the mounts of something in the volume, and those on something in it.
 
         Counted are mounts whose root is the volume or below it, of a tree of this scope or of
         the data path, in any mount namespace, and mounts that cover a directory of the volume.
-        Not counted: the tree's own mounts, and what leads to the scope itself, such as a disk
-        an administrator mounted on a data path, along with its copies in other namespaces.
+        Not counted: the tree's own mounts, those of users who may not enter the volume, and what
+        leads to the scope itself or to the data (see ``disk_holders``), such as a disk that an
+        administrator mounted there, along with its copies in other namespaces.
         """
-        if self._mounts is None:
-            self._mounts = _MountIndex(self._look(), self.scope)
-        own = self._look()[0].mounts
-        data = own.place_of(volume.path)
-        way = {place for mount in own.way_to(volume.path) if (place := own.attached_to(mount))}
+        data = self._table.place_of(volume.path)
+        way = self._way_to(volume.path)
+        found = [*self._look().by_volume.get(volume.name, ())]
+        if data is not None:
+            found += self._around(data, way).inside(data)
         return [
-            _mount_holder(found.mount, found.space)
-            for found in self._mounts.inside(volume.name, data)
-            if found.attached not in way
+            _mount_holder(item)
+            for item in dict.fromkeys(found)
+            if item.attached not in way and _may_hold(item.space, volume)
         ]
+
+    def disk_holders(self, volume: Volume) -> list[Holder]:
+        """Return the mounts on the volume's data directory, by which its data is reached.
+
+        They are nobody's use of the volume, but keep its directory from being removed.
+        """
+        volumes = self._volumes()
+        return [
+            Holder("mount", mount.point)
+            for mount in self._table.way_to(volume.path)
+            if volumes is not None
+            and (attached := self._table.attached_to(mount)) is not None
+            and attached.device == volumes.device
+            and attached.path != volumes.path
+            and is_inside(attached.path, volumes.path)
+        ]
+
+    def _way_to(self, path: str) -> frozenset[Place]:
+        table = self._table
+        return frozenset(
+            place for mount in table.way_to(path) if (place := table.attached_to(mount))
+        )
+
+    def _volumes(self) -> Place | None:
+        return self._table.place_of(f"{self.scope}/volumes")
+
+    def _look(self) -> _Mounts:
+        if self._mounts is None:
+            way = self._way_to(f"{self.scope}/volumes")
+            self._mounts = _Mounts(self._volumes(), way, self.is_tree, with_trees=True)
+            self._mounts.read(self.namespaces)
+        return self._mounts
+
+    def _around(self, data: Place, way: frozenset[Place]) -> _Mounts:
+        """Return the mounts that can concern a data directory, wherever that is."""
+        volumes = self._look().wanted
+        if volumes and data.device == volumes.device and is_inside(data.path, volumes.path):
+            return self._look()
+        if data not in self._outside:
+            mounts = self._outside[data] = _Mounts(data, way, self.is_tree, with_trees=False)
+            mounts.read(self.namespaces)
+        return self._outside[data]
+
+    # Open files
 
     def open_holders(self, volume: Volume) -> list[Holder]:
         """Return the processes that have a file or directory of the volume open, or mapped,
@@ -181,36 +418,112 @@ class Scan:
 
         A current directory does not count: it can be removed like any other directory.
         """
+        if volume.name not in self._answers:
+            self._answers[volume.name] = self._have_open(volume)
+        return self._answers[volume.name]
+
+    def _have_open(self, volume: Volume) -> list[Holder]:
+        trees = [*self._announced().values()]
+        if not self._own_trees:
+            others = [tree for tree in trees if not tree.is_own]
+            if len(others) < len(trees) and not others and not self._strangers():
+                return []
+            trees = others
         if self._open is None:
-            self._open = list(self._open_files())
-        return [holder for name, holder in self._open if name == volume.name]
-
-    def _look(self) -> list[_Namespace]:
-        if self._namespaces is None:
-            self._namespaces = list(_namespaces(self._hidden))
-        return self._namespaces
-
-    def _open_files(self) -> Iterator[tuple[str, Holder]]:
-        for space in self._look():
-            ours = {mount.id: mount for mount in space.mounts if _is_ours(mount, self.scope)}
-            if not ours:
+            self._open = self._open_files()
+        seen = self._open.get(volume.name, [])
+        holders = [holder for _, holder in seen]
+        known = frozenset(within for within, _ in seen)
+        for tree in trees:
+            if tree.pid is None:
                 continue
-            # Paths under /proc are relative to our root, mount points to the process's.
-            points = {id: _join(space.root, mount.point) for id, mount in ours.items()}
-            prefixes = tuple(points.values())
+            try:
+                told = _unseen(tree, volume.name, known) if tree.file not in self._silent else None
+            except (OSError, ValueError):
+                self._silent.add(tree.file)
+                told = None
+            if told is not None:
+                holders += [
+                    Holder("open", item.path, item.pid, item.command, uid=user_of(item.pid))
+                    for item in told
+                ]
+            elif not holders:
+                what = "(perhaps) in a tree whose daemon does not answer"
+                holders.append(Holder("open", what, tree.pid, command_of(tree.pid)))
+        return holders
+
+    def _strangers(self) -> bool:
+        """Whether there are trees in our namespace that nobody has announced."""
+        return any(
+            says_to_be_tree(mount, self.scope) and mount.device not in self._announced()
+            for mount in self._table
+        )
+
+    def _open_files(self) -> dict[str, list[tuple[str, Holder]]]:
+        """Return, by volume, what processes are seen to have open, and its path in the tree."""
+        found: dict[str, list[tuple[str, Holder]]] = {}
+        ignored = set()
+        if not self._own_trees:
+            ignored = {tree.device for tree in self._announced().values() if tree.is_own}
+        mounts = {
+            id: mount for id, mount in self._look().trees.items() if mount.device not in ignored
+        }
+        devices = {mount.device for mount in mounts.values()}
+        if not mounts:
+            return found
+        points: dict[str, list[_TreeMount]] = {}
+        for mount in mounts.values():
+            points.setdefault(mount.point, []).append(mount)
+        prefixes = tuple(f"{point.rstrip('/')}/" for point in points)
+
+        def is_candidate(path: str) -> bool:
+            return len(prefixes) > _MANY or f"{path}/".startswith(prefixes)
+
+        for space in self.namespaces:
             for pid in space.pids:
                 seen = set()
-                for path, mount_id in _paths_of(pid, prefixes):
-                    candidates = ours if mount_id is None else {mount_id}.intersection(ours)
-                    for id in candidates:
-                        if not is_inside(path, points[id]):
-                            continue
-                        within = _join(ours[id].root, path[len(points[id].rstrip("/")) :])
-                        name = _volume_of(within)
-                        if name and path not in seen:
-                            seen.add(path)
-                            yield name, Holder("open", path, pid, _command(pid), _container(pid))
-                            break
+                paths = [
+                    (path, mounts[id].within(path))
+                    for path, id in _open_paths(pid, is_candidate)
+                    if id in mounts
+                ]
+                paths += [(path, _within(path, points)) for path, _ in _mapped_paths(pid, devices)]
+                for path, within in paths:
+                    name = _volume_of(within) if within else ""
+                    if within and name and path not in seen:
+                        seen.add(path)
+                        holder = _opener(path, pid, space)
+                        known = within.removeprefix("/").removesuffix(_UNLINKED)
+                        found.setdefault(name, []).append((known, holder))
+        return found
+
+
+def _unseen(tree: Tree, name: str, known: frozenset[str]) -> Sequence[OpenFile]:
+    """Return what a tree's daemon has open of a volume, but for the paths that are known.
+
+    Waits a moment for the release of what was closed. Raises OSError when it does not answer.
+    """
+    left: dict[int, OpenFile] | None = None
+    patience = _PATIENCE
+    while True:
+        now = {item.number: item for item in tree.ask(name) if item.path not in known}
+        if left is not None:
+            now = {number: item for number, item in now.items() if number in left}
+            patience = _PATIENCE if len(now) < len(left) else patience - 1
+        left = now
+        if not left or not patience:
+            return [*left.values()]
+        time.sleep(_RELEASE_TIME)
+
+
+def _within(path: str, points: Mapping[str, Sequence[_TreeMount]]) -> str | None:
+    """Return the path in a tree of what is seen at a path, by the mount points above it."""
+    above = path
+    while above:
+        for mount in points.get(above, ()):
+            return mount.within(path)
+        above = above.rpartition("/")[0]
+    return None
 
 
 def _volume_of(path: str) -> str:
@@ -222,139 +535,79 @@ def _join(directory: str, path: str) -> str:
     return directory.rstrip("/") + path or "/"
 
 
-def _mount_holder(mount: Mount, space: _Namespace) -> Holder:
+def _mount_holder(found: _Found) -> Holder:
+    space = found.space
     if space.own:
-        return Holder("mount", mount.point)
-    # The one that was asked may have been short-lived, such as a command of a shell script.
-    pid = next(filter(_lives, space.pids), space.pid)
-    roots = (other.root for other in space.mounts)
-    return Holder("mount", mount.point, pid, _command(pid), _container(pid, roots))
+        return Holder("mount", found.point)
+    pid = space.living()
+    return Holder(
+        "mount", found.point, pid, command_of(pid), container_of(pid, space), user_of(pid)
+    )
 
 
-def _lives(pid: int) -> bool:
+def _opener(path: str, pid: int, space: Namespace) -> Holder:
+    return Holder("open", path, pid, command_of(pid), container_of(pid, space), user_of(pid))
+
+
+def _may_hold(space: Namespace, volume: Volume) -> bool:
+    """Tell whether mounts in a namespace count: see the module."""
+    if space.guest is None:
+        return True
     try:
-        os.readlink(f"/proc/{pid}/root")
+        status = os.stat(volume.path)
+        if space.guest == status.st_uid or status.st_mode & 0o001:
+            return True
+        if status.st_mode & 0o010 and (
+            status.st_gid in groups_of(space.living())
+            or "system.posix_acl_access" in os.listxattr(volume.path)
+        ):
+            return True
     except OSError:
-        return False  # of a zombie, too
-    return True
+        return True
+    return space.maps(status.st_uid, status.st_gid)
 
 
-def _namespaces(hidden: list[int] | None = None) -> Iterator[_Namespace]:
-    """Yield our own mount namespace, then every other that a process we may look at lives in.
-
-    The processes at which we may not are added to ``hidden``.
-    """
-    hidden = [] if hidden is None else hidden
-    pids: dict[str, list[int]] = {}
-    for pid in sorted(int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
-        try:
-            pids.setdefault(os.readlink(f"/proc/{pid}/ns/mnt"), []).append(pid)
-        except PermissionError:
-            hidden.append(pid)
-        except OSError:
-            continue
-    members = pids.pop(os.readlink("/proc/self/ns/mnt"), [os.getpid()])
-    yield _Namespace(members[0], members, "/", MountTable.of_process(), own=True)
-    for namespace, members in pids.items():
-        for pid in members:
-            try:
-                mounts = MountTable.of_process(pid)
-                root = os.readlink(f"/proc/{pid}/root")
-                # Of a process that died meanwhile the file reads empty.
-                if os.readlink(f"/proc/{pid}/ns/mnt") != namespace or not mounts:
-                    continue
-            except PermissionError:
-                hidden.append(pid)
-                continue
-            except OSError:
-                continue
-            yield _Namespace(pid, members, root, mounts, own=False)
-            break
-
-
-def _paths_of(pid: int, prefixes: tuple[str, ...]) -> Iterator[tuple[str, int | None]]:
-    """Yield the paths below ``prefixes`` that a process has open, with the mount's id, and
-    those it has mapped, with None.
+def _open_paths(pid: int, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
+    """Yield the paths that a process has open and that are ``wanted``, with their mount's id.
 
     The links under /proc are read and never followed: following asks the filesystem.
     """
     try:
-        for entry in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                path = os.readlink(f"/proc/{pid}/fd/{entry}")
-                if any(is_inside(path, prefix) for prefix in prefixes):
-                    yield path, _mount_id(pid, entry)
-            except OSError:
-                continue
+        entries = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            path = os.readlink(f"/proc/{pid}/fd/{entry}")
+            if path.startswith("/") and wanted(path):
+                yield path, _mount_id(pid, entry)
+        except OSError:
+            continue
+
+
+def _mapped_paths(pid: int, devices: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the paths of what a process has mapped of filesystems, and their device number."""
+    known = {_hexadecimal(device): device for device in devices}
+    try:
         maps = Path(f"/proc/{pid}/maps").read_bytes()
     except OSError:
         return
-    if not any(os.fsencode(prefix) in maps for prefix in prefixes):
+    if not any(f" {device} ".encode() in maps for device in known):
         return
     for line in os.fsdecode(maps).split("\n"):
         fields = line.split(maxsplit=5)
-        if len(fields) == 6 and any(is_inside(fields[5], prefix) for prefix in prefixes):
-            yield fields[5], None
+        if len(fields) == 6 and fields[3] in known:
+            yield fields[5], known[fields[3]]
 
 
-def _mount_id(pid: int, fd: str) -> int | None:
+def _hexadecimal(device: str) -> str:
+    major, _, minor = device.partition(":")
+    return f"{int(major):02x}:{int(minor):02x}"
+
+
+def _mount_id(pid: int, fd: str) -> int:
     for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
         key, _, value = line.partition(":")
         if key == "mnt_id":
             return int(value)
-    return None
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/comm").read_text(errors="replace").rstrip("\n")
-    except OSError:
-        return ""
-
-
-def _is_contained(pid: int) -> bool:
-    """Tell, of a process we may not look at, whether it seems to run in a container: it has
-    a pid namespace of its own, or the control group of one."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(errors="replace")
-        pids = next((line for line in status.splitlines() if line.startswith("NSpid:")), "")
-        cgroup = Path(f"/proc/{pid}/cgroup").read_text(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    except OSError:
-        return True
-    return len(pids.split()) > 2 or container_in_cgroup(cgroup) is not None
-
-
-def container_in_cgroup(text: str) -> str | None:
-    """Return the container's id from the content of /proc/PID/cgroup, None where none is named.
-
-    Understood are version 1 and 2, and what Docker, Podman, containerd and CRI-O write.
-    """
-    match = _CONTAINER_CGROUP.search(text)
-    return match[1] if match else None
-
-
-def _container(pid: int, roots: Iterator[str] | None = None) -> str | None:
-    """Return the id of the container a process runs in, None where nothing tells.
-
-    Told by, in this order: the control group (docker, libpod, cri-o and containerd name it by
-    the 64 digits); the files Docker and Podman bind into a container (/etc/hosts and others,
-    kept in a directory of that name); the arguments of its parent, containerd's shim.
-    """
-    # Of a process that ended a moment ago the mounts, read before, still tell.
-    with suppress(OSError):
-        if id := container_in_cgroup(Path(f"/proc/{pid}/cgroup").read_text()):
-            return id
-    try:
-        for root in roots if roots is not None else (m.root for m in MountTable.of_process(pid)):
-            if match := _CONTAINER_FILES.search(root):
-                return match[1]
-        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-        parent = int(stat.rpartition(")")[2].split()[1])
-        if _command(parent).startswith("containerd-shim"):
-            words = Path(f"/proc/{parent}/cmdline").read_text(errors="replace").split("\0")
-            return words[words.index("-id") + 1]
-    except (OSError, ValueError, IndexError):
-        pass
-    return None
+    return -1

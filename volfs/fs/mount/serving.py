@@ -24,7 +24,13 @@ from volfs.fs.mount.mounting import detach, mount, unmount
 from volfs.fs.mount.options import MountOptions
 from volfs.fs.requests import WorkerThreads
 from volfs.linux.identity import Identity
-from volfs.store import VolumeStore
+from volfs.store import (
+    Announcement,
+    VolumeStore,
+    clear_announcements,
+    device_at,
+    mounted_devices,
+)
 from volfs.store.housekeeping import housekeep
 
 log = logging.getLogger(__name__)
@@ -78,6 +84,8 @@ async def serve(
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         try:
             mount(face.operations, scope, target, options)
+            # Before any request is answered: nothing may be open in it that others do not see.
+            announcement = _announced(scope, scope_fd, target, parts, identity)
             try:
                 async with trio.open_nursery() as nursery:
                     tasks = face.begin(nursery)
@@ -98,6 +106,8 @@ async def serve(
                 last = parts.statistics()
                 face.close()
                 pyfuse3.close(unmount=not own_mount)
+                if announcement is not None:
+                    announcement.end()
                 log.info("unmounted: %s", last)
         finally:
             parts.close()
@@ -121,6 +131,38 @@ def _is_news(record: logging.LogRecord) -> bool:
         record.msg.endswith("fuse_reply_* failed with %s")
         and record.args == (os.strerror(errno.ENOENT),)
     )
+
+
+class _Announced:
+    """The tree, announced to other processes until its end."""
+
+    def __init__(self, announcement: Announcement, device: str) -> None:
+        self._announcement = announcement
+        self._device = device
+
+    def end(self) -> None:
+        """Take it back, unless what was mounted is still mounted elsewhere."""
+        self._announcement.close(keep=self._device in mounted_devices())
+
+
+def _announced(
+    scope: str, scope_fd: int, target: str, parts: Parts, identity: Identity
+) -> _Announced | None:
+    try:
+        clear_announcements(scope_fd, mounted_devices())
+        device = device_at(scope, target)
+        if device is None:
+            log.warning(
+                "the mount at %s cannot be seen from here: others do not see it used", target
+            )
+            return None
+        announcement = Announcement(scope_fd, device, parts.requests.root.open_files, identity)
+    except OSError as error:
+        # Nothing can be removed from a read-only filesystem, be it used or not.
+        level = logging.DEBUG if error.errno == errno.EROFS else logging.WARNING
+        log.log(level, "the tree cannot be announced in the scope: %s", error)
+        return None
+    return _Announced(announcement, device)
 
 
 # -- beside the requests

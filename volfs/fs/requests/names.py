@@ -117,7 +117,7 @@ class NameRequests:
             # A volume is no directory of another; mv copies upon EXDEV.
             raise os_error(errno.EXDEV)
         if parent_id == ROOT_ID:
-            return self._threads.elsewhere(lambda: self._root.rename(name, new_name, flags))
+            return self._threads.elsewhere(lambda: self._root.rename(name, new_name, flags, ctx))
         old, new = self._inodes[parent_id], self._inodes[new_parent_id]
         return self._threads.where_needed(
             lambda: self._names.rename(old, name, new, new_name, flags, ctx), old, new

@@ -8,6 +8,8 @@ import os
 from collections.abc import Callable, Mapping
 
 from volfs.fs.inodes import Inode, InodeTable
+from volfs.fs.native import birth_ns, fstat
+from volfs.fs.root.holders import open_top
 from volfs.linux.syscalls import os_error
 from volfs.store import VolumeStore
 from volfs.volume import Volume
@@ -94,4 +96,13 @@ class VolumeAttributes:
     def _volume_of(self, inode: Inode) -> Volume:
         if inode.parent is not self._inodes.root:
             raise os_error(errno.ENODATA)  # below its top directory a volume has no such attributes
-        return self._store.get(inode.name.decode())
+        volume = self._store.get(inode.name.decode())
+        fd = open_top(volume)
+        try:
+            status = fstat(fd)
+        finally:
+            os.close(fd)
+        if (status.st_dev, status.st_ino, birth_ns(status)) != inode.identity:
+            # The name has become another volume's: the kernel has checked permission for this one.
+            raise os_error(errno.ESTALE)
+        return volume

@@ -18,11 +18,12 @@ from volfs.fs.files import Found, Names
 from volfs.fs.inodes import HandleTable, InodeTable, RootHandle
 from volfs.fs.native import MadeStatus, Status, fstat
 from volfs.fs.root.holders import OpenHolders, command_of, open_top
+from volfs.fs.root.sticky import may_take
 from volfs.linux import syscalls
 from volfs.linux.identity import Requester
 from volfs.linux.syscalls import os_error
-from volfs.store import VolumeStore
-from volfs.volume import NewVolume, Owner, can_name, check_name
+from volfs.store import OpenFile, Permit, VolumeStore
+from volfs.volume import NewVolume, Owner, Volume, can_name, check_name
 
 _FIRST_OFFSET = 3
 """Offset of the first entry in a listing of the root; those before are the dots'."""
@@ -61,6 +62,13 @@ class Root:
         self._local: set[bytes] = set()
         self._holders = OpenHolders(handles)
         store.add_holder_source(self._holders.of)
+
+    def open_files(self, name: str) -> list[OpenFile]:
+        """What is open in this tree of the volume of that name. May block."""
+        try:
+            return self._holders.files_of(self._store.get(name))
+        except VolumeNotFoundError:
+            return []
 
     # -- the directory itself
 
@@ -147,23 +155,42 @@ class Root:
         top = self._inodes.remember(fstat(fd), self._inodes.root, name, fd, lookups=0)
         self._holders.await_releases(top)
         try:
-            self._store.remove(text, by=_who(ctx), only_empty=self._only_empty)
+            self._store.remove(
+                text, by=_who(ctx), only_empty=self._only_empty, permit=self._permit(ctx)
+            )
             self._inodes.detach(top)
         finally:
             self._inodes.discard(top)
         self._changed_ns = time.time_ns()
 
-    def rename(self, name: bytes, new_name: bytes, flags: int) -> None:
+    def rename(self, name: bytes, new_name: bytes, flags: int, ctx: Requester) -> None:
         """Rename a volume, or exchange two."""
         old, new = name.decode(), _volume_name(new_name)
+        permit = self._permit(ctx)
         if flags & syscalls.RENAME_EXCHANGE:
-            self._store.exchange(old, new)
+            self._store.exchange(old, new, permit=permit)
             self._note(old)
         else:
             # Also without RENAME_NOREPLACE: replacing would remove a volume unasked.
-            self._store.rename(old, new)
+            self._store.rename(old, new, permit=permit)
         self._note(new)
         self._changed_ns = time.time_ns()
+
+    def _permit(self, ctx: Requester) -> Permit | None:
+        """What refuses volumes that who sent a request may not take off their name."""
+        if not self._mode & stat.S_ISVTX:
+            return None
+
+        def permit(volume: Volume) -> None:
+            fd = open_top(volume)
+            try:
+                owner = os.fstat(fd).st_uid
+            finally:
+                os.close(fd)
+            if not may_take(ctx, owner, self._owner[0]):
+                raise os_error(errno.EPERM)  # as unlink(2) answers for the sticky bit
+
+        return permit
 
     def _note(self, name: str) -> None:
         fd = open_top(self._store.get(name))

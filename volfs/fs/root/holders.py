@@ -10,6 +10,7 @@ from volfs.errors import VolumeNotFoundError
 from volfs.fs.inodes import Handle, HandleTable, Inode
 from volfs.fs.native import birth_ns, fstat
 from volfs.holder import Holder
+from volfs.store import OpenFile
 from volfs.volume import Volume
 
 _PATH_PARTS = 256
@@ -28,6 +29,13 @@ class OpenHolders:
 
     def of(self, volume: Volume) -> list[Holder]:
         """Open files and directories of a volume, one holder for each process and file."""
+        return [
+            Holder("open", item.path, item.pid, item.command, uid=user_of(item.pid))
+            for item in self.files_of(volume)
+        ]
+
+    def files_of(self, volume: Volume) -> list[OpenFile]:
+        """What is open of a volume. May block."""
         try:
             fd = open_top(volume)
         except (VolumeNotFoundError, FileNotFoundError):
@@ -37,7 +45,7 @@ class OpenHolders:
         finally:
             os.close(fd)
         return [
-            Holder("open", _path(handle.inode), handle.pid, command_of(handle.pid))
+            OpenFile(handle.number, _path(handle.inode), handle.pid, command_of(handle.pid))
             for handle in self._open_in((status.st_dev, status.st_ino, birth_ns(status)))
         ]
 
@@ -62,6 +70,16 @@ def open_top(volume: Volume) -> int:
     """An O_PATH descriptor of the top directory of a volume."""
     volume.mount()
     return volume.open()
+
+
+def user_of(pid: int) -> int | None:
+    """The effective user of a process, None if that cannot be told."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_bytes()
+    except OSError:
+        return None
+    ids = next((line.split() for line in status.splitlines() if line.startswith(b"Uid:")), [])
+    return int(ids[2]) if len(ids) > 2 else None
 
 
 def command_of(pid: int) -> str:

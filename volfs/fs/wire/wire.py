@@ -36,7 +36,7 @@ _ANONYMOUS = Who(0, 0, 0)
 _FOR_ANYBODY = frozenset(
     (
         *(Opcode.LOOKUP, Opcode.FORGET, Opcode.BATCH_FORGET, Opcode.GETATTR, Opcode.READLINK),
-        *(Opcode.UNLINK, Opcode.RENAME, Opcode.LINK, Opcode.GETXATTR),
+        *(Opcode.UNLINK, Opcode.LINK, Opcode.GETXATTR),
         *(Opcode.READ, Opcode.WRITE, Opcode.RELEASE, Opcode.FLUSH, Opcode.FSYNC),
         *(Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR),
     )
