@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 
+from volfs.fs.agreement import Connection
 from volfs.fs.files import Found, Opened, Opening, flags, ranges
 from volfs.fs.files.attributes import clearing_for
 from volfs.fs.inodes import (
@@ -15,9 +16,9 @@ from volfs.fs.inodes import (
     Data,
     DirectoryHandle,
     FileHandle,
-    Handle,
     HandleTable,
     InodeTable,
+    RootHandle,
 )
 from volfs.fs.locks import LockTable
 from volfs.fs.requests.later import Later
@@ -47,6 +48,7 @@ class FileRequests:
         locks: LockTable,
         identity: Identity,
         threads: WorkerThreads,
+        connection: Connection,
     ) -> None:
         self._inodes = inodes
         self._handles = handles
@@ -54,6 +56,7 @@ class FileRequests:
         self._locks = locks
         self._identity = identity
         self._threads = threads
+        self._connection = connection
         self._stalled_until = 0
         self._opened = _OPENS - 1
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
@@ -257,22 +260,43 @@ class FileRequests:
     # -- flags
 
     def ioctl(
-        self, fh: int, is_directory: bool, command: int, argument: int, data: bytes, size: int
+        self,
+        node_id: int,
+        fh: int,
+        is_directory: bool,
+        command: int,
+        argument: int,
+        data: bytes,
+        size: int,
     ) -> bytes | Later[bytes]:
         """What lsattr(1) and chattr(1) ask for: see flags."""
         flags.check(command, data, size, argument)
-        handle: Handle
-        if is_directory:
-            directory = self._handles.directory(fh)
-            if not isinstance(directory, DirectoryHandle):
-                raise os_error(errno.ENOTTY)  # the root has none
-            handle, fd = directory, directory.fd
-        else:
-            file = self._handles.file(fh)
-            handle, fd = file, self._opening.descriptor(file)
-        return self._threads.where_needed(
-            lambda: flags.answer(fd, command, data, size), handle.inode
-        )
+        if node_id == ROOT_ID:
+            raise os_error(errno.ENOTTY)  # it has none
+        inode = self._inodes[node_id]
+        # Directories that are listed without being opened have no handle here either.
+        own = is_directory and self._connection.agreement.lists_by_inode
+        handle: FileHandle | DirectoryHandle | RootHandle | None = None
+        if not own:
+            handle = self._handles.directory(fh) if is_directory else self._handles.file(fh)
+
+        def call() -> bytes:
+            if isinstance(handle, FileHandle):
+                fd = self._opening.descriptor(handle)
+            else:
+                assert not isinstance(handle, RootHandle)
+                fd = handle.fd if handle is not None else self._opening.open_directory(inode)
+            try:
+                answer = flags.answer(fd, command, data, size)
+            finally:
+                if own:
+                    os.close(fd)
+            if flags.changes(command):
+                # It moves ctime, which the kernel does not know of.
+                self._connection.forget_attributes(node_id)
+            return answer
+
+        return self._threads.where_needed(call, inode)
 
 
 def _is_quick(handle: FileHandle) -> bool:
