@@ -19,7 +19,7 @@ from volfs.fs.inodes import HandleTable, InodeTable, RootHandle
 from volfs.fs.native import MadeStatus, Status
 from volfs.fs.root.holders import OpenHolders, command_of, open_top
 from volfs.linux import syscalls
-from volfs.linux.identity import Requester
+from volfs.linux.identity import Requester, who
 from volfs.linux.syscalls import os_error
 from volfs.store import VolumeStore
 from volfs.volume import NewVolume, Owner, can_name, check_name
@@ -183,4 +183,4 @@ def _volume_name(name: bytes) -> str:
 
 
 def _who(ctx: Requester) -> str:
-    return f"uid {ctx.uid}, {command_of(ctx.pid) or 'process'} ({ctx.pid})"
+    return f"uid {who(ctx).uid}, {command_of(ctx.pid) or 'process'} ({ctx.pid})"
