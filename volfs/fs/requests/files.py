@@ -1,4 +1,13 @@
-"""The requests on open files: open, create, read, write, sync, close; ranges, flags."""
+"""The requests on open files: open, create, read, write, sync, close; ranges, flags.
+
+OPEN: the kernel has checked (O_NOATIME too), but for append-only and immutable files, of which it
+does not know: those are the backing filesystem's to refuse, to root as well. On what is open READ,
+WRITE, FSYNC, FLUSH, LSEEK, RELEASE need no permission. WRITE and O_TRUNC say whether they clear
+set-user-ID bits; FALLOCATE and COPY_FILE_RANGE do not (so /proc is asked). All of these are done
+as somebody who may not use the blocks kept for root. IOCTL: the four commands on flags are checked
+when the kernel itself sends them (see flags), but for the project, which is refused; the others
+tell what anybody may know.
+"""
 
 from __future__ import annotations
 
