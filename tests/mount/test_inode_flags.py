@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from tests.children import OTHER, USER, run_as
-from tests.conftest import Mounted, MountFactory
+from tests.conftest import Mounted, MountFactory, mounting, open_workspace
 from tests.mount.comparing import Pair, outcome
+from tests.mount.conftest import make_pair
 from volfs.fs.files import flags
 
 pytestmark = pytest.mark.needs_tap
@@ -29,6 +30,18 @@ FS_NOATIME_FL = 0x80
 FS_PROJINHERIT_FL = 0x2000_0000
 XFLAG_NODUMP = 0x80
 XFLAG_PROJINHERIT = 0x200
+
+
+@pytest.fixture(scope="module")
+def for_long() -> Iterator[Mounted]:
+    """A mount that remembers for long."""
+    with open_workspace() as workspace, mounting(workspace) as mount:
+        yield mount(cache="always")
+
+
+@pytest.fixture
+def remembering(for_long: Mounted) -> Pair:
+    return make_pair(for_long)
 
 
 @pytest.fixture(autouse=True)
@@ -267,6 +280,29 @@ def test_a_user_gets_past_no_check_with_other_commands(pair: Pair) -> None:
             run_as(lambda value=value: send(flags.FS_IOC_FSSETXATTR, value))  # type: ignore[misc]
         assert caught.value.errno == errno.EPERM
     assert not get(pair.data / "file") & (FS_IMMUTABLE_FL | FS_APPEND_FL)
+
+
+@pytest.mark.parametrize("kind", ["file", "directory"])
+def test_a_change_of_flags_is_seen_in_ctime_at_once(remembering: Pair, kind: str) -> None:
+    """Also where the kernel keeps attributes for long."""
+
+    def run(top: Path) -> object:
+        path = top / "it"
+        path.mkdir() if kind == "directory" else path.write_bytes(b"content")
+        told = []
+        for change in ("+d", "-d"):
+            before = path.stat()
+            assert chattr(path, change) == 0
+            after = path.stat()
+            told += [
+                after.st_ctime_ns > before.st_ctime_ns,
+                after.st_mtime_ns == before.st_mtime_ns,
+            ]
+            behind = path if top == remembering.native else remembering.data / "it"
+            told.append(after.st_ctime_ns == behind.stat().st_ctime_ns)
+        return told
+
+    assert remembering.same(run) == [True] * 6
 
 
 # -- projects

@@ -260,3 +260,27 @@ def test_reading_sets_the_access_time(pair: Pair, way: str) -> None:
         return before == after, after == behind.stat().st_atime_ns
 
     pair.same(operation)
+
+
+@pytest.mark.parametrize("noatime", [False, True], ids=["", "O_NOATIME"])
+@pytest.mark.parametrize("kind", ["file", pytest.param("directory", marks=pytest.mark.needs_tap)])
+def test_reading_with_o_noatime_leaves_the_time_of_access(
+    pair: Pair, kind: str, noatime: bool
+) -> None:
+    """It reaches the backing file, whoever reads that."""
+
+    def operation(top: Path) -> list[bool]:
+        path = top / "it"
+        if kind == "directory":
+            path.mkdir()
+            (path / "inside").touch()
+        else:
+            path.write_bytes(b"content")
+        os.utime(path, (5, 10))
+        fd = os.open(path, os.O_RDONLY | (os.O_NOATIME if noatime else 0))
+        assert os.read(fd, 100) == b"content" if kind == "file" else os.listdir(fd) == ["inside"]
+        os.close(fd)
+        behind = pair.data / "it" if top == pair.mounted else path
+        return [behind.stat().st_atime == 5]
+
+    assert pair.same(operation) == [noatime]

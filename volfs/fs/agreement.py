@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from dataclasses import dataclass
+from struct import Struct
+
+log = logging.getLogger(__name__)
+
+_INVAL_INODE = Struct("=IiQQqq")
+"""FUSE_NOTIFY_INVAL_INODE: length, code, 0, node id, offset (-1: attributes only), length."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,16 @@ class Connection:
 
     def __init__(self) -> None:
         self.agreement = PLAIN
+
+    def forget_attributes(self, node_id: int) -> None:
+        """Have the kernel ask for an inode's attributes again. Does not block."""
+        device = self.agreement.device
+        if device < 0:
+            return
+        try:
+            os.write(device, _INVAL_INODE.pack(_INVAL_INODE.size, 2, 0, node_id, -1, 0))
+        except OSError as error:  # ENOENT: it has none
+            log.debug("attributes of node %#x: %s", node_id, error.strerror)
 
     def close(self) -> None:
         """Note that the FUSE device is not to be used any more."""

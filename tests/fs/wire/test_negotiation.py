@@ -42,6 +42,7 @@ def test_all_that_is_offered_and_useful() -> None:
         *(Flag.PASSTHROUGH, Flag.HANDLE_KILLPRIV_V2, Flag.PARALLEL_DIROPS, Flag.CACHE_SYMLINKS),
         *(Flag.POSIX_ACL, Flag.DONT_MASK, Flag.DIRECT_IO_ALLOW_MMAP, Flag.AUTO_INVAL_DATA),
         *(Flag.POSIX_LOCKS, Flag.FLOCK_LOCKS, Flag.READDIRPLUS, Flag.INIT_EXT),
+        Flag.ALLOW_IDMAP,
     ):
         assert flags & flag, flag
     assert not flags & LIBFUSE

@@ -62,7 +62,7 @@ def answer(fd: int, command: int, data: bytes, size: int) -> bytes:
     chown of a file says the same to somebody who may not give it away.
     """
     try:
-        if command in (FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR):
+        if changes(command):
             was = fcntl.ioctl(fd, _READS[command], bytes(len(data)))
             if _project(command, was) != _project(command, data):
                 raise os_error(errno.EPERM)
@@ -73,6 +73,11 @@ def answer(fd: int, command: int, data: bytes, size: int) -> bytes:
         raise
     # An int, though the command says long: more would be written past the caller's variable.
     return reply[:4] if command == FS_IOC_GETVERSION else reply[:size]
+
+
+def changes(command: int) -> bool:
+    """Whether a command changes something."""
+    return command in _READS
 
 
 def _project(command: int, data: bytes) -> tuple[int, bool]:

@@ -247,20 +247,20 @@ class Opening:
 
     # -- directories
 
-    def opendir(self, inode: Inode, pid: int) -> DirectoryHandle:
+    def opendir(self, inode: Inode, pid: int, flags: int = 0) -> DirectoryHandle:
         """Open a directory and put it into the handle table."""
-        fd = self.open_directory(inode)
+        fd = self.open_directory(inode, flags & os.O_NOATIME)
         handle = DirectoryHandle(fd, inode, pid, keeps_cache=self._keeps_cache(inode, fd))
         self._handles.add_directory(handle)
         return handle
 
-    def open_directory(self, inode: Inode) -> int:
-        """A descriptor to list a directory with."""
+    def open_directory(self, inode: Inode, flags: int = 0) -> int:
+        """A descriptor to list a directory with; ``flags`` can be O_NOATIME."""
         fd = self._inodes.reach(inode)
         # By "." it must be searchable, which everything is to root, and is quicker.
         if self._root:
-            return os.open(".", _LIST, dir_fd=fd)
-        return os.open(str(fd), _LIST, dir_fd=self._descriptors)
+            return os.open(".", _LIST | flags, dir_fd=fd)
+        return os.open(str(fd), _LIST | flags, dir_fd=self._descriptors)
 
     def releasedir(self, handle: DirectoryHandle) -> None:
         """Close a directory that is off the handle table."""

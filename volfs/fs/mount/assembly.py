@@ -86,7 +86,7 @@ def assemble(
     )
     threads = WorkerThreads(identity)
     locks = LockTable(opening.open_again, opening.descriptor, threads.run)
-    files = FileRequests(inodes, handles, opening, locks, identity, threads)
+    files = FileRequests(inodes, handles, opening, locks, identity, threads, connection)
     requests = Requests(
         names=NameRequests(inodes, root, names, threads, on_volume_removed),
         attributes=AttributeRequests(

@@ -1,4 +1,18 @@
-"""The requests on attributes of an inode, extended ones too, and of the filesystem it is on."""
+"""The requests on attributes of an inode, extended ones too, and of the filesystem it is on.
+
+GETATTR, STATX, STATFS: nothing is at stake. SETATTR of mode, owner, size, times: the kernel has
+checked (setattr_prepare in fs/attr.c) and taken a set-group-ID bit out of the mode that the caller
+may not set; whether a new size clears such bits it says, whether a new owner leaves one does not
+(so /proc is asked). SETATTR of nothing: *unchecked*, done as the caller (Attributes.setattr).
+ACCESS: never sent.
+
+SETXATTR, REMOVEXATTR, GETXATTR: the kernel has checked user.* (permission, file type), trusted.*
+(CAP_SYS_ADMIN), security.* (the same, or CAP_SETFCAP) and POSIX ACLs (the owner); volfs.* by
+permission to read or write the volume's top directory. An ACL clears a set-group-ID bit unless the
+caller might set it: /proc. Other system.* is *unchecked* and refused. REMOVEXATTR of file
+capabilities comes unchecked before a write or a SETATTR of nothing, and is checked. LISTXATTR:
+unchecked; trusted.* is shown to who has CAP_SYS_ADMIN.
+"""
 
 from __future__ import annotations
 

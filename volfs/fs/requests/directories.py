@@ -1,4 +1,7 @@
-"""The requests on open directories: open, sync, close. (Listings are made by who replies them.)"""
+"""The requests on open directories: open, sync, close. (Listings are made by who replies them.)
+
+The kernel has checked at open(2), also where it sends no OPENDIR; after that nothing is at stake.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +35,15 @@ class DirectoryRequests:
         self._make_room = make_room
 
     def opendir(
-        self, node_id: int, pid: int
+        self, node_id: int, pid: int, flags: int = 0
     ) -> DirectoryHandle | RootHandle | Later[DirectoryHandle | RootHandle]:
         if node_id == ROOT_ID:
             return self._root.opendir()
         inode = self._inodes[node_id]
         self._make_room()
         if inode.device.slow:
-            return self._threads.elsewhere(lambda: self._opening.opendir(inode, pid), inode)
-        return self._opening.opendir(inode, pid)
+            return self._threads.elsewhere(lambda: self._opening.opendir(inode, pid, flags), inode)
+        return self._opening.opendir(inode, pid, flags)
 
     def releasedir(self, fh: int) -> Later[None] | None:
         handle = self._handles.remove_directory(fh)

@@ -1,4 +1,13 @@
-"""The requests on open files: open, create, read, write, sync, close; ranges, flags."""
+"""The requests on open files: open, create, read, write, sync, close; ranges, flags.
+
+OPEN: the kernel has checked (O_NOATIME too), but for append-only and immutable files, of which it
+does not know: those are the backing filesystem's to refuse, to root as well. On what is open READ,
+WRITE, FSYNC, FLUSH, LSEEK, RELEASE need no permission. WRITE and O_TRUNC say whether they clear
+set-user-ID bits; FALLOCATE and COPY_FILE_RANGE do not (so /proc is asked). All of these are done
+as somebody who may not use the blocks kept for root. IOCTL: the four commands on flags are checked
+when the kernel itself sends them (see flags), but for the project, which is refused; the others
+tell what anybody may know.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +17,7 @@ import os
 import time
 from collections.abc import Callable
 
+from volfs.fs.agreement import Connection
 from volfs.fs.files import Found, Opened, Opening, flags, ranges
 from volfs.fs.files.attributes import clearing_for
 from volfs.fs.inodes import (
@@ -17,6 +27,7 @@ from volfs.fs.inodes import (
     FileHandle,
     HandleTable,
     InodeTable,
+    RootHandle,
 )
 from volfs.fs.locks import LockTable
 from volfs.fs.requests.later import Later
@@ -46,6 +57,7 @@ class FileRequests:
         locks: LockTable,
         identity: Identity,
         threads: WorkerThreads,
+        connection: Connection,
     ) -> None:
         self._inodes = inodes
         self._handles = handles
@@ -53,6 +65,7 @@ class FileRequests:
         self._locks = locks
         self._identity = identity
         self._threads = threads
+        self._connection = connection
         self._stalled_until = 0
         self._opened = _OPENS - 1
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
@@ -282,21 +295,43 @@ class FileRequests:
     # -- flags
 
     def ioctl(
-        self, fh: int, is_directory: bool, command: int, argument: int, data: bytes, size: int
+        self,
+        node_id: int,
+        fh: int,
+        is_directory: bool,
+        command: int,
+        argument: int,
+        data: bytes,
+        size: int,
     ) -> bytes | Later[bytes]:
         """What lsattr(1) and chattr(1) ask for: see flags."""
         flags.check(command, data, size, argument)
-        if is_directory:
-            directory = self._handles.directory(fh)
-            if not isinstance(directory, DirectoryHandle):
-                raise os_error(errno.ENOTTY)  # the root has none
-            return self._threads.where_needed(
-                lambda: flags.answer(directory.fd, command, data, size), directory.inode
-            )
-        file = self._handles.file(fh)
-        return self._threads.where_needed(
-            lambda: flags.answer(self._opening.descriptor(file), command, data, size), file.inode
-        )
+        if node_id == ROOT_ID:
+            raise os_error(errno.ENOTTY)  # it has none
+        inode = self._inodes[node_id]
+        # Directories that are listed without being opened have no handle here either.
+        own = is_directory and self._connection.agreement.lists_by_inode
+        handle: FileHandle | DirectoryHandle | RootHandle | None = None
+        if not own:
+            handle = self._handles.directory(fh) if is_directory else self._handles.file(fh)
+
+        def call() -> bytes:
+            if isinstance(handle, FileHandle):
+                fd = self._opening.descriptor(handle)
+            else:
+                assert not isinstance(handle, RootHandle)
+                fd = handle.fd if handle is not None else self._opening.open_directory(inode)
+            try:
+                answer = flags.answer(fd, command, data, size)
+            finally:
+                if own:
+                    os.close(fd)
+            if flags.changes(command):
+                # It moves ctime, which the kernel does not know of.
+                self._connection.forget_attributes(node_id)
+            return answer
+
+        return self._threads.where_needed(call, inode)
 
 
 def _is_quick(handle: FileHandle) -> bool:

@@ -1,4 +1,12 @@
-"""The requests on names: look up, make, move, remove; and forgetting what was looked up."""
+"""The requests on names: look up, make, move, remove; and forgetting what was looked up.
+
+LOOKUP, READLINK, FORGET: the kernel has checked the search of the directory; else nothing is at
+stake. MKNOD, MKDIR, SYMLINK (and CREATE, TMPFILE): checked, CAP_MKNOD too; done as the caller,
+whose the file is then. UNLINK, RMDIR, RENAME, LINK: checked, sticky directories and protected hard
+links too. RENAME with RENAME_WHITEOUT: the whiteout is a new file, so it is done as the caller;
+Linux asks for no capability since 5.8, and did itself before. RMDIR and RENAME of a volume: the
+kernel checks the root directory; the store, whether the volume is used.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from volfs.fs.native import MadeStatus, Status, fstat
 from volfs.fs.root.holders import OpenHolders, command_of, open_top
 from volfs.fs.root.sticky import may_take
 from volfs.linux import syscalls
-from volfs.linux.identity import Requester
+from volfs.linux.identity import Requester, who
 from volfs.linux.syscalls import os_error
 from volfs.store import OpenFile, Permit, VolumeStore
 from volfs.volume import NewVolume, Owner, Volume, can_name, check_name
@@ -210,4 +210,4 @@ def _volume_name(name: bytes) -> str:
 
 
 def _who(ctx: Requester) -> str:
-    return f"uid {ctx.uid}, {command_of(ctx.pid) or 'process'} ({ctx.pid})"
+    return f"uid {who(ctx).uid}, {command_of(ctx.pid) or 'process'} ({ctx.pid})"

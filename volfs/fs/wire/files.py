@@ -127,7 +127,7 @@ class FileOpcodes:
         fh, flags, command, argument, size_in, size_out = protocol.IOCTL_IN.unpack_from(body)
         data = body[protocol.IOCTL_IN.size :][:size_in]
         of_directory = bool(flags & protocol.FUSE_IOCTL_DIR)
-        answer = self._files.ioctl(fh, of_directory, command, argument, data, size_out)
+        answer = self._files.ioctl(node_id, fh, of_directory, command, argument, data, size_out)
         return answer.then(_ioctl_out) if isinstance(answer, Later) else _ioctl_out(answer)
 
 

@@ -50,6 +50,7 @@ class Flag(enum.IntFlag):
     INIT_EXT = 1 << 30
     DIRECT_IO_ALLOW_MMAP = 1 << 36
     PASSTHROUGH = 1 << 37
+    ALLOW_IDMAP = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,9 @@ def negotiate(
         | Flag.AUTO_INVAL_DATA
         | Flag.DIRECT_IO_ALLOW_MMAP
         | Flag.INIT_EXT
+        # Then only requests that make something say whose it is to be; who sent the others is
+        # UNKNOWN (volfs.linux.identity), also on mounts that are not idmapped.
+        | Flag.ALLOW_IDMAP
     )
     # Listings decide themselves which entries carry attributes; changes behind the mount must
     # not leave stale pages; libfuse takes the longer SETXATTR for the shorter.
