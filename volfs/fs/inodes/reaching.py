@@ -14,6 +14,7 @@ import stat
 import threading
 from collections import OrderedDict
 
+from volfs.fs.inodes.closing import Closing
 from volfs.fs.inodes.inode import DEEPEST, ROOT_ID, Inode
 from volfs.fs.native import fstat
 from volfs.linux import calls, syscalls
@@ -39,6 +40,7 @@ class Descriptors:
         self._reserved = reserved + max(_LEAST, limit // 64)
         self._capacity = 0
         self._recent: OrderedDict[Inode, None] = OrderedDict()
+        self.closing = Closing(limit // 8)
         self.make_room(0)
 
     def __len__(self) -> int:
@@ -84,8 +86,11 @@ class Descriptors:
         """Close the inode's descriptor if it has one."""
         if inode.fd >= 0:
             del self._recent[inode]
-            os.close(inode.fd)
-            inode.fd = -1
+            fd, inode.fd = inode.fd, -1
+            if inode.device.slow:
+                os.close(fd)  # what a server frees is not waited for
+            else:
+                self.closing.close(fd)
 
     def evict(self, inode: Inode) -> None:
         """Close the inode's descriptor, keeping what finds it again."""
@@ -95,10 +100,18 @@ class Descriptors:
                 if not _is_held(inode):
                     self.drop(inode)
 
-    def released(self, inode: Inode, fd: int) -> None:
-        """Note that ``fd``, an open handle of ``inode`` and maybe its last, is to be closed."""
-        if inode.fd < 0 and not inode.opens:
+    def release(self, inode: Inode, fd: int) -> None:
+        """Close ``fd``, that of an open handle of ``inode`` and maybe its last descriptor."""
+        if inode.fd >= 0 or inode.opens:
+            os.close(fd)
+            return
+        try:
             learn_file_handle(inode, fd)
+        finally:
+            if inode.device.slow:
+                os.close(fd)
+            else:
+                self.closing.close(fd)
 
     def can_spare(self, inode: Inode, fd: int) -> bool:
         """Whether ``fd``, a descriptor of an inode that the kernel has open itself, can be closed
@@ -109,7 +122,8 @@ class Descriptors:
     def make_room(self, opens: int) -> None:
         """Adapt to ``opens`` descriptors being used by open files and directories."""
         self._capacity = max(
-            min(self._limit * 3 // 4, self._limit - self._reserved - opens), _LEAST
+            min(self._limit * 3 // 4, self._limit - self._reserved - len(self.closing) - opens),
+            _LEAST,
         )
         if len(self._recent) > self._capacity:
             with self.lock:
@@ -145,6 +159,7 @@ class Descriptors:
         """Close all."""
         for inode in list(self._recent):
             self.drop(inode)
+        self.closing.end()
 
     def _open_again(self, inode: Inode) -> int:
         """Open what has no descriptor: by file handle, else from the next directory above that

@@ -15,6 +15,7 @@ from volfs.fs.inodes import (
     DirectoryHandle,
     FileHandle,
     HandleTable,
+    Inode,
     InodeTable,
 )
 from volfs.fs.locks import LockTable
@@ -66,7 +67,18 @@ class FileRequests:
         self.make_room()
         if inode.device.slow:
             return self._threads.elsewhere(lambda: self._opening.open(inode, flags, pid), inode)
-        return self._opening.open(inode, flags, pid)
+        if flags & os.O_TRUNC and self._opening.frees_long(inode):
+            return self._open_later(inode, flags, pid)
+        try:
+            return self._opening.open(inode, flags, pid)
+        except BlockingIOError:
+            if flags & os.O_NONBLOCK:
+                raise
+            return self._open_later(inode, flags, pid)
+
+    def _open_later(self, inode: Inode, flags: int, pid: int) -> Later[Opened]:
+        opened = self._threads.past_leases(lambda: self._opening.open_again(inode, flags), inode)
+        return opened.then(lambda fd: self._opening.open(inode, flags, pid, fd))
 
     def create(
         self, parent_id: int, name: bytes, mode: int, flags: int, ctx: Requester
