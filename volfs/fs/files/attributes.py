@@ -11,7 +11,7 @@ import stat
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
-from volfs.fs.inodes import FileHandle, Inode, InodeTable, Listings
+from volfs.fs.inodes import FileHandle, Inode, InodeTable, Listings, is_long_freed
 from volfs.fs.native import Status, fstat
 from volfs.linux import calls, syscalls
 from volfs.linux.identity import KeepingSetgid, Owning, Process, Requester, keeps_setgid, who
@@ -61,10 +61,19 @@ class Attributes:
             self._listings.asked_for(inode)
         return fstat(self._inodes.reach(inode))
 
+    def frees_long(self, inode: Inode, size: int) -> bool:
+        """Whether it may take long to cut a file to ``size`` bytes."""
+        status = fstat(self._inodes.reach(inode))
+        return size < status.st_size and is_long_freed(status)
+
     def setattr(
         self, inode: Inode, changes: Changes, handle: FileHandle | None, ctx: Requester
     ) -> Status:
-        """Change what ``changes`` says, nothing moving ctime all the same; return how it is."""
+        """Change what ``changes`` says, nothing moving ctime all the same; return how it is.
+
+        Raises BlockingIOError where somebody has a lease on a file that is to be cut, and has now
+        been asked to give it back.
+        """
         fd = self._inodes.reach(inode) if handle is None or handle.fd < 0 else handle.fd
         if changes.nothing:
             self._change_nothing(inode, fd, ctx)
@@ -84,7 +93,7 @@ class Attributes:
                 if handle is not None and handle.fd >= 0:
                     os.ftruncate(fd, changes.size)
                 else:
-                    os.truncate(f"/proc/self/fd/{fd}", changes.size)
+                    _truncate(fd, changes.size, opened=handle is not None)
         if changes.atime is not None or changes.mtime is not None:
             calls.utimens(fd, changes.atime, changes.mtime)
         return fstat(fd)
@@ -173,6 +182,20 @@ def check_xattr(name: bytes) -> None:
     """
     if name.startswith(b"system.") and name not in _ACLS:
         raise os_error(errno.EOPNOTSUPP)
+
+
+def _truncate(fd: int, size: int, *, opened: bool) -> None:
+    """truncate(2), or ftruncate(2) with ``opened``, of a file by any descriptor, but for leases."""
+    path = f"/proc/self/fd/{fd}"
+    # truncate(2) would wait for a lease.
+    writing = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if opened or fstat(writing).st_size != size:
+            os.ftruncate(writing, size)
+        else:
+            os.truncate(path, size)  # leaves the times alone
+    finally:
+        os.close(writing)
 
 
 def setgid_as_asked(mode: int) -> AbstractContextManager[None]:

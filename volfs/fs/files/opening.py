@@ -15,7 +15,15 @@ from volfs.fs.files.attributes import clearing, setgid_as_asked
 from volfs.fs.files.cache import CachePolicy
 from volfs.fs.files.names import Found
 from volfs.fs.files.passthrough import Passthrough
-from volfs.fs.inodes import Data, DirectoryHandle, FileHandle, HandleTable, Inode, InodeTable
+from volfs.fs.inodes import (
+    Data,
+    DirectoryHandle,
+    FileHandle,
+    HandleTable,
+    Inode,
+    InodeTable,
+    is_long_freed,
+)
 from volfs.fs.native import fstat
 from volfs.linux.identity import UNRESERVED, Identity, Requester
 from volfs.linux.syscalls import os_error
@@ -74,8 +82,18 @@ class Opening:
 
     # -- files
 
-    def open(self, inode: Inode, flags: int, pid: int, *, clears: bool = True) -> Opened:
-        """Open a file and put it into the handle table. ``clears``: as for ``write``, of O_TRUNC.
+    def frees_long(self, inode: Inode) -> bool:
+        """Whether it may take long to open a file with O_TRUNC."""
+        return is_long_freed(fstat(self._inodes.reach(inode)))
+
+    def open(
+        self, inode: Inode, flags: int, pid: int, fd: int = -1, *, clears: bool = True
+    ) -> Opened:
+        """Open a file and put it into the handle table; ``fd`` is a descriptor so opened already,
+        which is taken over. ``clears``: as for ``write``, of O_TRUNC.
+
+        Raises BlockingIOError where somebody has a lease on it, and has now been asked to give it
+        back (not on a network filesystem, where that is waited for).
 
         Where the kernel reads and writes the backing file itself, that takes no descriptor of
         ours: it is opened for writing to hear whether it may be, and what comes of that spared.
@@ -83,13 +101,14 @@ class Opening:
         backed = self._passthrough.acquire(inode)
         try:
             found_again = inode.fd >= 0 or inode.reopens
-            if backed and found_again and not flags & (os.O_ACCMODE | os.O_TRUNC):
-                handle = FileHandle(-1, inode, flags, pid)
-            else:
+            writes = flags & (os.O_ACCMODE | os.O_TRUNC)
+            if fd < 0 and (writes or not (backed and found_again)):
                 fd = self._open_backing(inode, flags, clears=clears)
-                handle = FileHandle(fd, inode, flags, pid)
-                handle.keeps_cache = not backed and self._keeps_cache(inode, fd)
+            handle = FileHandle(fd, inode, flags, pid)
+            handle.keeps_cache = not backed and self._keeps_cache(inode, fd)
         except BaseException:
+            if fd >= 0:
+                os.close(fd)
             if backed and not inode.opens:
                 self._passthrough.release(inode)
             raise
@@ -165,22 +184,31 @@ class Opening:
             return os.dup(handle.fd)
         return self._open_backing(handle.inode, handle.flags)
 
-    def open_again(self, inode: Inode, flags: int) -> int:
-        """A further descriptor of a file, opened with the access mode in ``flags``."""
-        return self._open_backing(inode, flags)
+    def open_again(self, inode: Inode, flags: int, *, clears: bool = True) -> int:
+        """A further descriptor of a file, opened with the access mode in ``flags``.
+
+        Raises BlockingIOError as ``open`` does.
+        """
+        return self._open_backing(inode, flags, clears=clears)
 
     def _open_backing(self, inode: Inode, flags: int, *, clears: bool = True) -> int:
         backing = flags & ~(_NOT_PASSED | os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
-        fd = self._inodes.reach(inode)
-        name = str(fd)
+        reached = self._inodes.reach(inode)
+        name = str(reached)
+        waits = inode.device.slow or flags & os.O_NONBLOCK
+        if not waits:
+            backing |= os.O_NONBLOCK  # not to wait for leases
         try:
-            with clearing(clears or not flags & os.O_TRUNC, fd):
-                return os.open(name, backing, dir_fd=self._descriptors)
+            with clearing(clears or not flags & os.O_TRUNC, reached):
+                fd = os.open(name, backing, dir_fd=self._descriptors)
         except PermissionError:
             if not flags & os.O_APPEND:
                 raise
             # An append-only file (chattr +a) is opened for appending, or not for writing at all.
-            return os.open(name, backing | os.O_APPEND, dir_fd=self._descriptors)
+            fd = os.open(name, backing | os.O_APPEND, dir_fd=self._descriptors)
+        if not waits and not inode.backing:
+            os.set_blocking(fd, True)
+        return fd
 
     def _keeps_cache(self, inode: Inode, fd: int) -> bool:
         """Whether what the kernel has cached of the file or directory being opened is right."""
@@ -237,13 +265,13 @@ class Opening:
     def release(self, handle: FileHandle) -> None:
         """Close a file that is off the handle table."""
         inode = handle.inode
+        fd, handle.fd = handle.fd, -1
         try:
-            if handle.fd >= 0:
-                self._inodes.descriptors.released(inode, handle.fd)
-        finally:
-            handle.close()
             if inode.backing and not inode.opens:
-                self._passthrough.release(inode)
+                self._passthrough.release(inode, last=fd < 0 and inode.fd < 0)
+        finally:
+            if fd >= 0:
+                self._inodes.descriptors.release(inode, fd)
 
     # -- directories
 
@@ -264,10 +292,8 @@ class Opening:
 
     def releasedir(self, handle: DirectoryHandle) -> None:
         """Close a directory that is off the handle table."""
-        try:
-            self._inodes.descriptors.released(handle.inode, handle.fd)
-        finally:
-            handle.close()
+        handle.end()
+        self._inodes.descriptors.release(handle.inode, handle.fd)
 
 
 def _write(handle: FileHandle, data: Data, offset: int, append: bool | None) -> int:

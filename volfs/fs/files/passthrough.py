@@ -88,15 +88,26 @@ class Passthrough:
         self.count += 1
         return inode.backing
 
-    def release(self, inode: Inode) -> None:
-        """Give the backing id of a file back that nothing has open any more."""
+    def release(self, inode: Inode, *, last: bool = False) -> None:
+        """Give the backing id of a file back that nothing has open any more.
+
+        ``last``: we have no descriptor of it, so that with the id its data may go.
+        """
         if not inode.backing:
             return
         number, inode.backing = inode.backing, 0
         self.count -= 1
         device = self._connection.agreement.device
-        if device >= 0:
-            try:
-                _calls.backing_close(device, number)
-            except OSError as error:
-                log.error("backing id %d cannot be given back: %s", number, error.strerror)
+        if device < 0:
+            return
+        if last:
+            self._inodes.descriptors.closing.later(lambda: _give_back(device, number))
+        else:
+            _give_back(device, number)
+
+
+def _give_back(device: int, number: int) -> None:
+    try:
+        _calls.backing_close(device, number)
+    except OSError as error:
+        log.error("backing id %d cannot be given back: %s", number, error.strerror)

@@ -5,6 +5,7 @@ kept and found again (``reaching``), open files and directories (``handles``), w
 filesystem can do (``device``). Calls native and linux. Start at ``inode``.
 """
 
+from volfs.fs.inodes.closing import is_long_freed
 from volfs.fs.inodes.device import Device
 from volfs.fs.inodes.handles import Data, DirectoryHandle, FileHandle, HandleTable, RootHandle
 from volfs.fs.inodes.inode import ROOT_ID, Handle, Inode
@@ -25,4 +26,5 @@ __all__ = [
     "InodeTable",
     "Listings",
     "RootHandle",
+    "is_long_freed",
 ]

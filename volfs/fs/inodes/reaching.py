@@ -20,6 +20,7 @@ import threading
 import time
 from collections import OrderedDict
 
+from volfs.fs.inodes.closing import Closing
 from volfs.fs.inodes.device import Anchor, Device, open_anchor
 from volfs.fs.inodes.inode import DEEPEST, ROOT_ID, Inode
 from volfs.fs.native import Status, birth_ns, fstat
@@ -53,6 +54,7 @@ class Descriptors:
         self._capacity = 0
         self._recent: OrderedDict[Inode, None] = OrderedDict()
         self._anchors: dict[int, Anchor] = {}
+        self.closing = Closing(limit // 8)
         self.make_room(0)
 
     def __len__(self) -> int:
@@ -99,8 +101,11 @@ class Descriptors:
         if inode.fd >= 0:
             inode.young = is_young(inode.birth)
             del self._recent[inode]
-            os.close(inode.fd)
-            inode.fd = -1
+            fd, inode.fd = inode.fd, -1
+            if inode.device.slow:
+                os.close(fd)  # what a server frees is not waited for
+            else:
+                self.closing.close(fd)
 
     def let_go(self, inode: Inode) -> None:
         """Close the inode's descriptor if it has one, keeping what finds it again."""
@@ -116,11 +121,19 @@ class Descriptors:
                 if not _is_held(inode):
                     self.drop(inode)
 
-    def released(self, inode: Inode, fd: int) -> None:
-        """Note that ``fd``, an open handle of ``inode`` and maybe its last, is to be closed."""
-        if inode.fd < 0 and not inode.opens:
+    def release(self, inode: Inode, fd: int) -> None:
+        """Close ``fd``, that of an open handle of ``inode`` and maybe its last descriptor."""
+        if inode.fd >= 0 or inode.opens:
+            os.close(fd)
+            return
+        try:
             learn_file_handle(inode, fd)
             inode.young = is_young(inode.birth)
+        finally:
+            if inode.device.slow:
+                os.close(fd)
+            else:
+                self.closing.close(fd)
 
     def can_spare(self, inode: Inode, fd: int) -> bool:
         """Whether ``fd``, a descriptor of an inode that the kernel has open itself, can be closed
@@ -133,7 +146,7 @@ class Descriptors:
         self._capacity = max(
             min(
                 self._limit * 3 // 4,
-                self._limit - self._reserved - len(self._anchors) - opens,
+                self._limit - self._reserved - len(self._anchors) - len(self.closing) - opens,
             ),
             _LEAST,
         )
@@ -199,6 +212,7 @@ class Descriptors:
         """Close all."""
         for inode in list(self._recent):
             self.drop(inode)
+        self.closing.end()
 
     def _open_again(self, inode: Inode) -> int:
         """Open what has no descriptor: by file handle, else from the next directory above that

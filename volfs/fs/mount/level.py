@@ -116,6 +116,7 @@ class Face:
 
     def close(self) -> None:
         """Let go of the session, before pyfuse3 closes it."""
+        self._parts.descriptors.closing.end()  # backing ids are given back on the device
         self._parts.connection.close()
         if self._session is not None:
             self._session.close()

@@ -73,9 +73,19 @@ class AttributeRequests:
             raise os_error(errno.EPERM)
         inode = self._inodes[node_id]
         handle = None if fh is None else self._handles.file(fh)
-        return self._threads.where_needed(
-            lambda: self._attributes.setattr(inode, changes, handle, ctx), inode
-        )
+        size = changes.size
+
+        def call() -> Status:
+            return self._attributes.setattr(inode, changes, handle, ctx)
+
+        if size is None:
+            return self._threads.where_needed(call, inode)
+        if inode.device.slow or self._attributes.frees_long(inode, size):
+            return self._threads.past_leases(call, inode)
+        try:
+            return call()
+        except BlockingIOError:
+            return self._threads.past_leases(call, inode)
 
     def statfs(self, node_id: int = ROOT_ID) -> os.statvfs_result | Later[os.statvfs_result]:
         """The filesystem that the inode is on; for the root, the scope's."""

@@ -26,6 +26,7 @@ from volfs.fs.inodes import (
     DirectoryHandle,
     FileHandle,
     HandleTable,
+    Inode,
     InodeTable,
     RootHandle,
 )
@@ -85,7 +86,20 @@ class FileRequests:
             return self._threads.elsewhere(
                 lambda: self._opening.open(inode, flags, pid, clears=clears), inode
             )
-        return self._opening.open(inode, flags, pid, clears=clears)
+        if flags & os.O_TRUNC and self._opening.frees_long(inode):
+            return self._open_later(inode, flags, pid, clears)
+        try:
+            return self._opening.open(inode, flags, pid, clears=clears)
+        except BlockingIOError:
+            if flags & os.O_NONBLOCK:
+                raise
+            return self._open_later(inode, flags, pid, clears)
+
+    def _open_later(self, inode: Inode, flags: int, pid: int, clears: bool) -> Later[Opened]:
+        opened = self._threads.past_leases(
+            lambda: self._opening.open_again(inode, flags, clears=clears), inode
+        )
+        return opened.then(lambda fd: self._opening.open(inode, flags, pid, fd))
 
     def create(
         self, parent_id: int, name: bytes, mode: int, flags: int, ctx: Requester

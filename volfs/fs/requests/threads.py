@@ -11,7 +11,7 @@ from weakref import WeakValueDictionary
 import trio
 
 from volfs.fs.inodes import Inode
-from volfs.fs.requests.later import Later
+from volfs.fs.requests.later import Later, interrupted
 from volfs.linux.identity import Identity
 
 T = TypeVar("T")
@@ -19,6 +19,11 @@ T = TypeVar("T")
 WAITING = 32
 """How many calls may wait in threads at once for one filesystem: one that hangs must not keep
 the others from getting a thread."""
+
+
+_LEASE_PAUSE = 0.002
+_LEASE_PAUSE_MOST = 0.1
+"""Seconds from one look whether a lease was given back to the next: doubled each time."""
 
 
 class WorkerThreads:
@@ -69,6 +74,29 @@ class WorkerThreads:
             if inode.device.slow:
                 return self.elsewhere(call, *inodes)
         return call()
+
+    def past_leases(self, call: Callable[[], T], *inodes: Inode) -> Later[T]:
+        """``call`` in a worker thread, again until no lease keeps it from its work (which it says
+        by BlockingIOError), or its caller is interrupted.
+
+        A lease is given back, or taken away after 45 s (/proc/sys/fs/lease-break-time). So long
+        no thread waits: there are only so many.
+        """
+        given_up = trio.Event()
+
+        async def wait() -> T:
+            pause = _LEASE_PAUSE
+            while True:
+                try:
+                    return await self.run(call, *inodes)
+                except BlockingIOError:
+                    with trio.move_on_after(pause):
+                        await given_up.wait()
+                if given_up.is_set():
+                    raise interrupted()
+                pause = min(pause * 2, _LEASE_PAUSE_MOST)
+
+        return Later(wait, interrupt=given_up.set)
 
     def stoppable(self, call: Callable[[Callable[[], bool]], T], *inodes: Inode) -> Later[T]:
         """``call(stopping)`` in a worker thread; when its caller is interrupted, or the daemon is
