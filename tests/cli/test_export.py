@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import tarfile
 from pathlib import Path
 
@@ -45,6 +46,38 @@ class TestExport:
         assert os.listdir(target.parent) == ["web.tar"]
         assert run("export", "web", "-o", "/dev/full").code == 1
         assert run("export", "web", "-o", tmp_path / "nope" / "x").code == 1
+
+    @pytest.mark.parametrize("there", [False, True])
+    def test_the_file_is_on_disk_before_it_has_the_name(
+        self, there: bool, web: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        target = tmp_path / "web.tar"
+        if there:
+            target.write_text("old")
+        steps: list[tuple[str, int, int]] = []
+        fsync, rename = os.fsync, os.rename
+
+        def note(step: str, status: os.stat_result) -> None:
+            steps.append((step, status.st_ino, status.st_size * stat.S_ISREG(status.st_mode)))
+
+        def watch_fsync(fd: int) -> None:
+            fsync(fd)
+            note("fsync", os.fstat(fd))
+
+        def watch_rename(source: str, name: str, **directories: int) -> None:
+            if not directories:
+                note("rename", os.stat(source))
+            rename(source, name, **directories)
+
+        monkeypatch.setattr(os, "fsync", watch_fsync)
+        monkeypatch.setattr(os, "rename", watch_rename)
+        assert volfs("export", "web", "-o", target).code == 0
+        number, size = target.stat().st_ino, target.stat().st_size
+        assert size > 0
+        last = len(steps) - 1 - [step for step, *_ in reversed(steps)].index("rename")
+        assert steps[last] == ("rename", number, size)
+        assert ("fsync", number, size) in steps[:last]
+        assert ("fsync", tmp_path.stat().st_ino, 0) in steps[last:]
 
     def test_a_volume_that_changes_ends_as_tar_does(self, web: Path, tmp_path: Path) -> None:
         with busy(web / "busy"):

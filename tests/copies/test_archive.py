@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import subprocess
@@ -156,6 +157,24 @@ class TestRoundTrip:
         archive.write_bytes(done.stdout)
         unpack_from(archive, target)
         assert seen(target) == seen(source)
+
+    def test_the_environment_of_the_caller_is_not_heeded(
+        self, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """TAR_OPTIONS and GZIP hold what somebody likes by hand."""
+        (source / "file").write_text("x")
+        (source / "other").write_text("y")
+        monkeypatch.setenv("TAR_OPTIONS", "--exclude=file --gzip")
+        monkeypatch.setenv("GZIP", "--name --list")
+        plain = source.with_name("plain")
+        pack_to(plain, source)
+        compressed = source.with_name("compressed")
+        compressed.write_bytes(gzip.compress(plain.read_bytes()))
+        for archive in (plain, compressed):
+            assert unpack_from(archive, target) == ()
+            assert sorted(os.listdir(target)) == ["file", "other"]
+            for name in os.listdir(target):
+                (target / name).unlink()
 
     def test_a_socket_is_left_out_and_told(self, source: Path, target: Path) -> None:
         make_tree(source)

@@ -256,6 +256,35 @@ class TestPointInTime:
         assert report.is_point_in_time
         assert [(source.with_name("target") / name).read_bytes()[:1] for name in "ab"] == [b"2"] * 2
 
+    def test_dirty_pages_are_waited_for(
+        self, source: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Those that are on their way to the disk, too: a page may be dirtied again meanwhile.
+
+        A slow disk shows it by the data; here it is told by what the kernel is asked.
+        """
+        wait = 1 | 2 | 4  # WAIT_BEFORE, WRITE, WAIT_AFTER in sync_file_range(2)
+        settled: set[int] = set()
+        copied: list[bool] = []
+        real, real_copy = syscalls._sync_file_range, os.copy_file_range
+
+        def sync_file_range(fd: int, offset: int, count: int, flags: int) -> int:
+            if (offset, count, flags) == (0, 0, wait):
+                settled.add(os.fstat(fd).st_ino)
+            done: int = real(fd, offset, count, flags)
+            return done
+
+        def copy_file_range(src: int, dst: int, *more: int) -> int:
+            copied.append(os.fstat(src).st_ino in settled)
+            return real_copy(src, dst, *more)
+
+        monkeypatch.setattr(syscalls, "_sync_file_range", sync_file_range)
+        monkeypatch.setattr(os, "copy_file_range", copy_file_range)
+        for name in ("a", "b"):
+            (source / name).write_bytes(bytes(1 << 16))
+        copy(source, source.with_name("target"))
+        assert copied and all(copied)
+
     def test_what_was_changed_just_now_is_not_trusted(self, source: Path) -> None:
         """Its next change may have the same time, where times are those of clock ticks."""
         (source / "file").write_text("x")

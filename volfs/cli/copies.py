@@ -239,6 +239,8 @@ def _written(name: str | None) -> Iterator[int]:
         with open(name, "wb", buffering=0) as device:  # noqa: PTH123
             yield device.fileno()
         return
+    from volfs.linux.durable import opened, sync_directory
+
     name = os.path.realpath(name)
     fd, temporary = tempfile.mkstemp(prefix=".volfs-", dir=os.path.dirname(name))
     try:
@@ -250,3 +252,6 @@ def _written(name: str | None) -> Iterator[int]:
         raise
     finally:
         os.close(fd)
+    # One may write in a directory that one may not read.
+    with suppress(PermissionError), opened(os.path.dirname(name)) as directory:
+        sync_directory(directory)
