@@ -12,13 +12,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests import levels
 from tests.children import NOBODY
+from tests.cli.background import Background
 from tests.cli.running import PROGRAM, ROOT, Result, program, running
 from tests.conftest import Mounted, is_mounted, wait_for
 from tests.unprivileged import shared
@@ -29,43 +29,6 @@ pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="these mount as root")
 
 SERVING = r"(\S+ \S+ )?INFO volfs.level: serving at \S+, level (plain|tap|passthrough)( \(.*\))?\n"
 """All that a daemon logs when nothing is the matter."""
-
-
-@dataclass
-class Background:
-    """Places for a mount whose daemon is in the background."""
-
-    scope: Path
-    mnt: Path
-    log: Path
-
-    def mount(self, *words: str) -> Result:
-        options = levels.mount_options()
-        return program("mount", self.scope, self.mnt, "--log-file", self.log, *options, *words)
-
-    def daemon(self) -> int:
-        """The daemon's process id; fails when there is none."""
-        (pid,) = self.daemons()
-        return pid
-
-    def daemons(self) -> list[int]:
-        return running("mount", self.mnt)
-
-    def ended(self) -> bool:
-        return not self.daemons()
-
-
-@pytest.fixture
-def place(workspace: Path) -> Iterator[Background]:
-    """An empty scope and mount point. What is mounted there in the end is unmounted."""
-    place = Background(workspace / "scope", workspace / "mnt", workspace / "log")
-    place.mnt.mkdir()
-    yield place
-    while is_mounted(place.mnt):
-        syscalls.umount2(os.fsencode(place.mnt), syscalls.MNT_DETACH)
-    for pid in place.daemons():
-        os.kill(pid, signal.SIGTERM)
-    wait_for(place.ended, "the daemon's end")
 
 
 class TestBackground:
@@ -294,7 +257,7 @@ class TestUmount:
             assert not is_mounted(tree.mnt)
             file.write("still served")
             file.flush()
-        assert tree.process.wait(20) == 0
+        assert tree.process.wait(20) == 0, tree.log
         assert (tree.data("vol") / "file").read_text() == "still served"
 
     def test_nothing_there(self, workspace: Path, tree: Mounted) -> None:
