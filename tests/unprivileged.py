@@ -27,6 +27,7 @@ MS_REC = 1 << 14
 MS_PRIVATE = 1 << 18
 MS_SHARED = 1 << 20
 CLONE_NEWNS = 0x20000
+PR_SET_DUMPABLE = 4
 
 DEVICE = Path("/dev/fuse")
 
@@ -75,6 +76,8 @@ def become(uid: int, workspace: Path) -> None:
     os.setgroups([])
     os.setgid(uid)
     os.setuid(uid)
+    # As what a user starts: their other processes may look at it in /proc.
+    syscalls.prctl(PR_SET_DUMPABLE, 1)
 
 
 def main() -> None:

@@ -1,12 +1,18 @@
-"""A scope to run commands on."""
+"""A scope to run commands on, and places for a mount in the background."""
 
 from __future__ import annotations
 
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cli.background import Background
 from tests.cli.running import volfs
+from tests.conftest import is_mounted, wait_for
+from volfs.linux import syscalls
 
 
 @pytest.fixture
@@ -24,3 +30,16 @@ def web(scope: Path) -> Path:
     data = scope / "volumes/web/_data"
     (data / "index.html").write_text("hello")
     return data
+
+
+@pytest.fixture
+def place(workspace: Path) -> Iterator[Background]:
+    """An empty scope and mount point. What is mounted there in the end is unmounted."""
+    place = Background(workspace / "scope", workspace / "mnt", workspace / "log")
+    place.mnt.mkdir()
+    yield place
+    while is_mounted(place.mnt):
+        syscalls.umount2(os.fsencode(place.mnt), syscalls.MNT_DETACH)
+    for pid in place.daemons():
+        os.kill(pid, signal.SIGTERM)
+    wait_for(place.ended, "the daemon's end")

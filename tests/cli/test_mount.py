@@ -8,67 +8,22 @@ import re
 import signal
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests import levels
 from tests.children import NOBODY
+from tests.cli.background import Background
 from tests.cli.running import SERVING, Result, program, running
 from tests.conftest import is_mounted, wait_for
-from tests.daemons import ServiceManager, foreground
+from tests.daemons import ServiceManager
 from tests.interpreter import PROGRAM, ROOT, User
 from tests.unprivileged import shared
 from volfs.linux import syscalls
 from volfs.store import tree_mounts
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="these mount as root")
-
-
-@dataclass
-class Background:
-    """Places for a mount whose daemon is in the background."""
-
-    scope: Path
-    mnt: Path
-    log: Path
-
-    def mount(self, *words: str) -> Result:
-        options = levels.mount_options()
-        return program("mount", self.scope, self.mnt, "--log-file", self.log, *options, *words)
-
-    def foreground(
-        self, environment: Mapping[str, str]
-    ) -> AbstractContextManager[subprocess.Popen[str]]:
-        options = levels.mount_options()
-        return foreground("mount", "-f", self.scope, self.mnt, *options, environment=environment)
-
-    def daemon(self) -> int:
-        """The daemon's process id; fails when there is none."""
-        (pid,) = self.daemons()
-        return pid
-
-    def daemons(self) -> list[int]:
-        return running("mount", self.mnt)
-
-    def ended(self) -> bool:
-        return not self.daemons()
-
-
-@pytest.fixture
-def place(workspace: Path) -> Iterator[Background]:
-    """An empty scope and mount point. What is mounted there in the end is unmounted."""
-    place = Background(workspace / "scope", workspace / "mnt", workspace / "log")
-    place.mnt.mkdir()
-    yield place
-    while is_mounted(place.mnt):
-        syscalls.umount2(os.fsencode(place.mnt), syscalls.MNT_DETACH)
-    for pid in place.daemons():
-        os.kill(pid, signal.SIGTERM)
-    wait_for(place.ended, "the daemon's end")
 
 
 class TestBackground:

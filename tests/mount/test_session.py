@@ -17,8 +17,8 @@ from tests.children import NOBODY, run_as
 from tests.conftest import MountFactory, few_descriptors, is_mounted, volfs, wait_for
 from volfs.errors import MountError
 from volfs.fs.mount.checks import check
-from volfs.fs.mount.mounting import unmount
 from volfs.fs.mount.options import MountOptions
+from volfs.fs.mount.unmounting import unmount
 from volfs.linux import syscalls
 
 

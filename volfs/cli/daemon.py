@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -25,8 +26,10 @@ _log = logging.getLogger(__name__)
 def run_in_foreground(serve: Serve, what: str, level: int) -> None:
     """Serve here, logging to standard error and telling the service manager.
 
-    ``what`` is served, for people. Raises what ``serve`` raises.
+    ``what`` is served, for people. SIGHUP does nothing: there is no log of ours to open anew, and
+    the tree outlives the terminal. Raises what ``serve`` raises.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log_to_stderr(level, stamp=False)
     try:
         serve(lambda: notify(f"READY=1\nSTATUS=Serving {what}"))
@@ -38,15 +41,18 @@ def run_in_background(serve: Serve, level: int, log_file: str | None = None) -> 
     """Start a daemon, and return once it answers. Raises what kept it from that.
 
     The daemon has a session of its own and survives the terminal; it logs to ``log_file``, or
-    else to ``default_log()``. In the daemon, this never returns.
+    else to ``default_log()``, which it opens anew upon SIGHUP. In the daemon, this never returns.
     """
-    log = Path(log_file) if log_file else default_log()
+    log = Path(log_file).absolute() if log_file else _make_default_log()
     read_end, write_end = os.pipe()
+    # Before there is a daemon, so that none is ever ended by it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     child = os.fork()
     if child == 0:
         os.close(read_end)
         os.setsid()
         _run_child(serve, level, log, write_end)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
     os.close(write_end)
     try:
         with os.fdopen(read_end, "rb") as pipe:
@@ -102,18 +108,50 @@ def _run_child(serve: Serve, level: int, log: Path, pipe: int) -> NoReturn:
 def _leave_terminal(log: Path) -> None:
     """Connect standard input to nothing, standard output and error to the log."""
     try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o640)
+        _open_log(log)
     except OSError as error:
-        raise MountError(
-            f"cannot write the log {log}: {error.strerror}; name another with --log-file"
-        ) from None
+        missing = isinstance(error, FileNotFoundError)
+        what = f"there is no directory {log.parent}" if missing else error.strerror
+        hint = "make it, or name another log" if missing else "name another"
+        raise MountError(f"cannot write the log {log}: {what}; {hint} with --log-file") from None
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
+    os.close(nothing)
+    threading.Thread(target=_open_log_anew, args=(log,), daemon=True, name="log").start()
+
+
+def _open_log(log: Path) -> None:
+    # Not waiting for a reader, should it be a pipe.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    out = os.open(log, flags, 0o640)
+    os.set_blocking(out, True)
     os.dup2(out, 1)
     os.dup2(out, 2)
-    os.close(nothing)
     os.close(out)
+
+
+def _open_log_anew(log: Path) -> None:
+    """Open the log anew upon each SIGHUP, as logrotate(8) has moved it away.
+
+    In a thread of its own, for which all others block the signal: the main thread may be acting
+    as another user at that moment.
+    """
+    while True:
+        signal.sigwait({signal.SIGHUP})
+        try:
+            _open_log(log)
+        except OSError as error:
+            _log.error("the log %s cannot be opened anew: %s", log, error.strerror)
+        else:
+            _log.info("the log was opened anew upon SIGHUP")
+
+
+def _make_default_log() -> Path:
+    log = default_log()
+    # The directory of our own choice may be made; one that was given is rather a mistake.
+    with suppress(OSError):
+        log.parent.mkdir(parents=True, exist_ok=True)
+    return log
 
 
 def default_log() -> Path:

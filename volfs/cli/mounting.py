@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +12,6 @@ from volfs.cli.options import mount_options, request_of
 from volfs.cli.output import complain
 from volfs.cli.scope import default_scope, scope_option
 from volfs.errors import MountError
-
-_SHOWN = 5
-"""So many users of a busy mount are named."""
 
 
 @click.command()
@@ -48,8 +43,9 @@ def mount(
 
     Makes the scope when there is none. Returns when the tree serves; a daemon goes on in the
     background and logs to /var/log/volfs.log, or for others than root to
-    $XDG_STATE_HOME/volfs.log. With -f it stays in the foreground instead, ends on SIGTERM
-    or SIGINT with 0 and the tree unmounted, and tells systemd when it is ready.
+    $XDG_STATE_HOME/volfs.log. With -f it stays in the foreground instead. A signal
+    such as SIGTERM unmounts the tree and ends it with 0; upon SIGHUP its log is opened anew.
+    systemd is told when it is ready.
 
     With --plugin the same process is the volume plugin of Docker and Podman: see
     `volfs plugin --help`.
@@ -95,29 +91,20 @@ def umount(lazy: bool, mountpoints: tuple[str, ...]) -> int:
       volfs umount /mnt/volumes
       volfs umount --lazy /mnt/volumes
 
-    A busy tree is refused (exit code 10), and the message says who is busy in it. The volumes
-    stay in the scope.
+    Returns when the daemon has ended. A busy tree is refused (exit code 10), and the message says
+    who is busy in it; with --lazy, who still is, and the exit code is 0. The volumes stay in the
+    scope.
     """
-    from volfs.fs.mount.mounting import unmount
+    from volfs.fs.mount.unmounting import shown, unmount
 
     code = 0
     for mountpoint in mountpoints:
         try:
-            unmount(str(Path(mountpoint).absolute()), lazy=lazy)
+            keepers = unmount(str(Path(mountpoint).absolute()), lazy=lazy)
         except MountError as error:
-            complain(f"{error}{_who_is_busy(mountpoint, error)}")
+            complain(str(error))
             code = code or error.exit_code
+        else:
+            if keepers:
+                complain(f"{mountpoint} ends with its last user: {shown(keepers)}")
     return code
-
-
-def _who_is_busy(mountpoint: str, error: MountError) -> str:
-    if not isinstance(error.__cause__, OSError) or error.__cause__.errno != errno.EBUSY:
-        return ""
-    from volfs.store import mount_users
-
-    users = mount_users(os.path.realpath(mountpoint))
-    if not users:
-        return " by nobody that can be seen from here; --lazy unmounts nevertheless"
-    shown = "; ".join(str(user) for user in users[:_SHOWN])
-    more = f"; and {len(users) - _SHOWN} more" if len(users) > _SHOWN else ""
-    return f": {shown}{more}"

@@ -144,7 +144,7 @@ OPTIONS = (
         "log_file",
         "Where the daemon in the background logs.",
         "FILE",
-        _text,
+        _absolute,
     ),
     Option(
         "plugin",

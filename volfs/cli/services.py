@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from volfs.errors import PluginError, VolfsError
+from volfs.linux.mountinfo import is_inside
 
 if TYPE_CHECKING:
     from volfs.cli.options import MountRequest
@@ -46,7 +47,7 @@ def default_socket() -> str:
 def serve_tree(
     scope: str, mountpoint: str, request: MountRequest, ready: Callable[[], None]
 ) -> None:
-    """Serve ``scope`` at ``mountpoint`` until it is unmounted, or SIGTERM or SIGINT arrives.
+    """Serve ``scope`` at ``mountpoint`` until it is unmounted, or a signal would end the process.
 
     With ``request.plugin`` the plugin as well, while the tree answers. Calls ``ready`` once all
     of it answers. Raises MountError, ScopeError, PluginError.
@@ -54,30 +55,44 @@ def serve_tree(
     import trio
 
     from volfs.fs.mount.checks import check
+    from volfs.fs.mount.companion import View
     from volfs.fs.mount.serving import serve as serve_mount
     from volfs.store import open_scope
 
     check(scope, mountpoint, request.options)
     # The tree knows by itself what is open in it.
     with open_scope(scope, keep_removed=request.keep_removed, open_files=False) as opened:
-        plugin = None
+        plugin, view = None, View()
         if request.plugin:
             from volfs.docker.places import Places
             from volfs.docker.server import serve
 
-            places = Places(opened.path, os.path.realpath(mountpoint))
+            target = os.path.realpath(mountpoint)
+            places = Places(opened.path, target, view=view)
             socket = request.plugin_socket or default_socket()
+            if is_inside(os.path.realpath(os.path.dirname(socket)), target):
+                raise PluginError(
+                    f"the plugin's socket {socket} cannot be in the tree itself: choose another"
+                    " with --plugin-socket"
+                )
             plugin = partial(serve, opened.store, places, socket)
         try:
             trio.run(
-                serve_mount, opened.store, opened.path, mountpoint, request.options, ready, plugin
+                serve_mount,
+                opened.store,
+                opened.path,
+                mountpoint,
+                request.options,
+                ready,
+                plugin,
+                view,
             )
         except BaseExceptionGroup as group:
             raise _only(group) from None
 
 
 def serve_plugin(request: PluginRequest, ready: Callable[[], None]) -> None:
-    """Serve the plugin until SIGTERM or SIGINT arrives. Calls ``ready`` once it answers.
+    """Serve the plugin until a signal would end the process. Calls ``ready`` once it answers.
 
     Raises ScopeError, PluginError.
     """

@@ -2,5 +2,6 @@
 
 ``server`` serves ``application`` (the protocol over HTTP) on the socket of ``listener``; ``plugin``
 is what each request means to the store, ``places`` where a container finds a volume, ``messages``
-the words of the protocol. Calls the store and linux. Start at ``plugin``.
+the words of the protocol. Calls the store and linux, and asks fs what a tree shows. Start at
+``plugin``.
 """

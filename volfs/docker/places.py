@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterable
 
 from volfs.errors import PluginError
+from volfs.fs.mount.companion import View
 from volfs.linux.mountinfo import MountTable
 from volfs.store import FSTYPE
 from volfs.volume import Volume
@@ -32,12 +33,21 @@ class Places:
 
     ``mountpoint`` is the absolute path where its tree is, or will be, mounted; None where no
     tree is used. ``native``: volumes that do not say otherwise are used at their data path.
+    ``view`` is of that tree where this process serves it, which must not ask itself.
     """
 
-    def __init__(self, scope: str, mountpoint: str | None, *, native: bool = False) -> None:
+    def __init__(
+        self,
+        scope: str,
+        mountpoint: str | None,
+        *,
+        native: bool = False,
+        view: View | None = None,
+    ) -> None:
         self._scope = scope
         self._mountpoint = mountpoint
         self._native = native
+        self._view = view
 
     def is_native(self, volume: Volume) -> bool:
         """Whether a volume is used at its data path. May block."""
@@ -62,6 +72,15 @@ class Places:
                 f" `volfs mount {self._scope} {self._mountpoint}`"
             )
         return f"{self._mountpoint}/{volume.name}"
+
+    def look(self, place: str, volume: Volume) -> None:
+        """Look whether a volume is at the place that ``require`` gave. May block, for as long as
+        the tree of another process hangs. Raises NotYetError, or PluginError, saying what to do.
+        """
+        if self._view is None or self.is_native(volume):
+            look(place, volume)
+        elif self._view.is_stale(volume.name, os.stat(volume.path).st_ino):
+            raise NotYetError
 
     def known(self, volumes: Iterable[Volume]) -> list[str]:
         """Return the places of volumes; empty for those that have none now. May block."""
@@ -88,7 +107,8 @@ class Places:
 
 
 def look(place: str, volume: Volume) -> None:
-    """Look whether a volume is at its place. May block for as long as a tree that hangs.
+    """Look whether a volume is at its place, which is not in a tree that this process serves.
+    May block for as long as a tree that hangs.
 
     Raises NotYetError, or PluginError, saying what to do.
     """

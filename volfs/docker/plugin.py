@@ -11,7 +11,6 @@ from typing import TypeVar
 
 import trio
 
-from volfs.docker import places
 from volfs.docker.messages import DRIVER_TYPE, Reply, Request, failure, time_text
 from volfs.docker.places import NotYetError, Places
 from volfs.errors import (
@@ -169,7 +168,7 @@ class VolumePlugin:
             place = await self._look(partial(self._places.require, volume))
             while True:
                 try:
-                    await self._in_thread(partial(places.look, place, volume), self._reaching)
+                    await self._in_thread(partial(self._places.look, place, volume), self._reaching)
                 except NotYetError:
                     if trio.current_time() < start + _LINGER:
                         await trio.sleep(_LOOK_AGAIN)

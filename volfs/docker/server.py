@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import resource
-import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
@@ -19,6 +18,7 @@ from volfs.docker.application import make_application
 from volfs.docker.listener import Listener
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
+from volfs.linux.signals import EndingSignals
 from volfs.store import VolumeStore
 from volfs.store.housekeeping import housekeep
 
@@ -95,7 +95,8 @@ async def serve_alone(
     *,
     housekeeping: bool,
 ) -> None:
-    """Serve as ``serve`` does until SIGTERM or SIGINT arrives, in a process without a tree.
+    """Serve as ``serve`` does until a signal would end the process (see EndingSignals), in a
+    process without a tree.
 
     Calls ``ready`` once clients can connect. ``housekeeping``: do the store's chores as well,
     because no tree's daemon does them. Raises in an ExceptionGroup what ``serve`` does.
@@ -103,7 +104,7 @@ async def serve_alone(
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     stop = trio.Event()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with EndingSignals() as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_stop_upon, signals, stop)
             if housekeeping:
@@ -114,7 +115,6 @@ async def serve_alone(
             await stop.wait()
 
 
-async def _stop_upon(signals: AsyncIterator[int], stop: trio.Event) -> None:
-    number = await anext(signals)
-    log.info("ending upon %s", signal.Signals(number).name)
+async def _stop_upon(signals: EndingSignals, stop: trio.Event) -> None:
+    log.info("ending upon %s", await signals.wait())
     stop.set()

@@ -1,10 +1,45 @@
-"""Companion: something else that a process serves beside a tree, such as the volume plugin."""
+"""Companion: something else that a process serves beside a tree, such as the volume plugin.
+
+It is never a client of that tree: whoever waits for itself in the kernel cannot be killed. What it
+wants to know of the tree, a View tells.
+"""
 
 from __future__ import annotations
 
 from typing import Protocol
 
 import trio
+
+from volfs.fs.inodes import InodeTable
+
+
+class View:
+    """What a tree shows, as the process that serves it knows. Safe to use from any thread."""
+
+    def __init__(self) -> None:
+        self._inodes: InodeTable | None = None
+
+    def begin(self, inodes: InodeTable) -> None:
+        """Tell of the tree with this table from now on."""
+        self._inodes = inodes
+
+    def is_stale(self, name: str, number: int) -> bool:
+        """Whether the kernel may answer a look-up of the volume ``name`` from memory with one
+        that had the name before, and not with the one whose inode number is ``number``.
+
+        That is so while it has not been told of the latter and still knows the former. (Absent
+        volumes it does not remember.)
+        """
+        if self._inodes is None:
+            return False
+        encoded = name.encode()
+        earlier = False
+        for inode in self._inodes:
+            if inode.parent is self._inodes.root and inode.name == encoded and inode.lookups:
+                if inode.ino == number and not inode.gone:
+                    return False
+                earlier = True
+        return earlier
 
 
 class Service(Protocol):
@@ -16,7 +51,7 @@ class Service(Protocol):
 
 
 class Companion:
-    """Begun once the tree answers, and ended before it is unmounted: it may use the tree."""
+    """Begun once the tree answers, and ended before it is unmounted."""
 
     def __init__(self, service: Service | None) -> None:
         """Without a service there is nothing to begin or to end."""

@@ -18,6 +18,7 @@ from volfs.fs.files import CachePolicy
 from volfs.fs.mount.assembly import Parts
 from volfs.fs.mount.options import MountOptions
 from volfs.fs.plain import Entries, VolumeFS
+from volfs.fs.requests import Requests
 from volfs.linux import syscalls
 
 if TYPE_CHECKING:
@@ -50,6 +51,16 @@ def highest_level() -> tuple[Level, str]:
     return (Level.PASSTHROUGH, "") if _may_pass_through() else (Level.TAP, _FOR_ROOT)
 
 
+class _Operations(VolumeFS):
+    def __init__(self, requests: Requests, entries: Entries, answers: trio.Event) -> None:
+        super().__init__(requests, entries)
+        self._answers = answers
+
+    def init(self) -> None:
+        # While INIT is being answered; who waits for this runs when it has been.
+        self._answers.set()
+
+
 class Face:
     """Who brings the requests of one mount: the tap where it can be had, else pyfuse3.
 
@@ -59,7 +70,10 @@ class Face:
     def __init__(self, parts: Parts, options: MountOptions, scope_fd: int) -> None:
         self._parts = parts
         requests = parts.requests
-        self.operations = VolumeFS(requests, Entries(requests.inodes, requests.root, options.cache))
+        self.answers = trio.Event()
+        """Set once the kernel's first request, INIT, has been answered: the mount can be used."""
+        entries = Entries(requests.inodes, requests.root, options.cache)
+        self.operations = _Operations(requests, entries, self.answers)
         self._session: TappedSession | None = None
         self._no_tap = ""
         if not options.tap:

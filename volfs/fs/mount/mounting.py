@@ -1,42 +1,106 @@
-"""Mounting and unmounting a tree: mount(2) and umount2(2) as root, fusermount3(1) otherwise."""
+"""Mounting a tree: by mount(2) as root, through fusermount3(1) otherwise."""
 
 from __future__ import annotations
 
-import errno
-import logging
 import os
+import re
 import stat
-import subprocess
+from contextlib import suppress
+from functools import partial
+from types import TracebackType
 
 import pyfuse3
 
 from volfs.errors import MountError
+from volfs.fs.mount.mounted import Mounted, own_device
 from volfs.fs.mount.options import MountOptions
 from volfs.linux import syscalls
-from volfs.store import tree_mounts
-
-log = logging.getLogger(__name__)
+from volfs.linux.mountinfo import MountTable
 
 FUSE_DEVICE = "/dev/fuse"
+_FUSE_NUMBER = os.makedev(10, 229)
 
 
-def mount(operations: pyfuse3.Operations, scope: str, target: str, options: MountOptions) -> None:
-    """Mount and attach pyfuse3, as root by mount(2) and otherwise through fusermount3."""
+def mount(
+    operations: pyfuse3.Operations, scope: str, target: str, options: MountOptions
+) -> Mounted:
+    """Mount and attach pyfuse3, as root by mount(2) and otherwise through fusermount3.
+
+    Raises MountError.
+    """
+    before, connections = MountTable.of_process(), _connections()
+    said = _Complaints()
     try:
         if os.geteuid() == 0:
-            device = _mount_as_root(scope, target, options)
-            try:
-                pyfuse3.init(operations, f"/dev/fd/{device}", set())
-            except BaseException:
-                os.close(device)
-                syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
-                raise
+            place = f"/dev/fd/{_mount_as_root(scope, target, options)}"
+            words: set[str] = set()
         else:
-            pyfuse3.init(operations, target, _mount_options(scope, options))
-    except OSError as error:
-        raise MountError(f"cannot mount at {target}: {error.strerror}") from error
-    except RuntimeError as error:
-        raise MountError(f"cannot mount at {target}: {error} (see the lines above)") from error
+            place, words = target, _mount_options(scope, options)
+        with said:
+            pyfuse3.init(operations, place, words)
+        (connection,) = _connections() - connections
+    except (OSError, RuntimeError) as error:
+        for fd in _connections() - connections:
+            _undo(fd, target, before)
+        why = error.strerror if isinstance(error, OSError) else said.text or error
+        raise MountError(f"cannot mount at {target}: {why}") from error
+    device = own_device(connection, target, before)
+    if device is None:
+        pyfuse3.close(unmount=False)
+        raise MountError(
+            f"another tree was mounted at {target} at the same moment: see what is mounted there,"
+            " and unmount it before trying again"
+        )
+    return Mounted(target, device, connection)
+
+
+def _undo(connection: int, target: str, before: MountTable) -> None:
+    device = own_device(connection, target, before)
+    if device is None:
+        os.close(connection)
+    else:
+        Mounted(target, device, connection).end(partial(os.close, connection))
+
+
+def _connections() -> set[int]:
+    """The descriptors of the FUSE device that this process has."""
+    found = set()
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        with suppress(OSError):
+            if os.fstat(fd).st_rdev == _FUSE_NUMBER:
+                found.add(fd)
+    return found
+
+
+class _Complaints:
+    """Catches what libfuse and fusermount3 write to standard error: it is where they say why.
+
+    Where nothing fails, what was caught is written there in the end. ``text`` has it in one line
+    where something does.
+    """
+
+    text = ""
+
+    def __enter__(self) -> None:
+        self._caught = os.memfd_create("volfs-stderr", os.MFD_CLOEXEC)
+        self._real = os.dup(2)
+        os.dup2(self._caught, 2)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.dup2(self._real, 2)
+        os.close(self._real)
+        said = os.pread(self._caught, 1 << 16, 0)
+        os.close(self._caught)
+        if error is None:
+            with suppress(OSError):
+                os.write(2, said)
+        lines = said.decode(errors="replace").splitlines()
+        self.text = "; ".join(re.sub(r"^(fusermount3|fuse): ", "", line) for line in lines if line)
 
 
 def _mount_as_root(scope: str, target: str, options: MountOptions) -> int:
@@ -82,45 +146,3 @@ def _mount_options(scope: str, options: MountOptions) -> set[str]:
     if options.noexec:
         chosen.add("noexec")
     return chosen
-
-
-def detach(target: str, scope: str) -> None:
-    """Unmount at the end, unless that has been done from outside."""
-    if target not in tree_mounts(scope):
-        return
-    try:
-        syscalls.umount2(os.fsencode(target), syscalls.MNT_DETACH)
-    except OSError as error:
-        log.error("cannot unmount %s: %s", target, error.strerror)
-
-
-def unmount(mountpoint: str, *, lazy: bool = False) -> None:
-    """Unmount the tree at ``mountpoint``; the daemon then ends by itself.
-
-    ``lazy`` takes it out of the namespace although it is in use. Raises MountError; its
-    ``__cause__`` is OSError(EBUSY) when somebody uses the mount.
-    """
-    # The last component is not followed, as a dead mount cannot be looked at.
-    target = os.path.join(
-        os.path.realpath(os.path.dirname(os.path.abspath(mountpoint))),
-        os.path.basename(os.path.abspath(mountpoint)),
-    )
-    if os.geteuid() != 0:
-        command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", target]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            reason = done.stderr.strip()
-            busy = OSError(errno.EBUSY, reason) if "busy" in reason else None
-            raise MountError(f"cannot unmount {mountpoint}: {reason}") from busy
-        return
-    flags = syscalls.MNT_DETACH if lazy else 0
-    try:
-        syscalls.umount2(os.fsencode(target), flags | syscalls.UMOUNT_NOFOLLOW)
-    except OSError as error:
-        known = {
-            errno.EBUSY: "it is in use",
-            errno.EINVAL: "nothing is mounted there",
-            errno.ENOENT: "no such directory",
-        }
-        text = known.get(error.errno or 0, error.strerror)
-        raise MountError(f"cannot unmount {mountpoint}: {text}") from error

@@ -7,23 +7,24 @@ import fcntl
 import logging
 import os
 import resource
-import signal
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 import pyfuse3
 import trio
 
-from volfs.errors import MountError
 from volfs.fs.inodes import Descriptors
 from volfs.fs.mount.assembly import Parts, assemble
-from volfs.fs.mount.companion import Companion, Service
+from volfs.fs.mount.companion import Companion, Service, View
 from volfs.fs.mount.level import Face
-from volfs.fs.mount.mounting import detach, mount, unmount
+from volfs.fs.mount.mounted import Mounted
+from volfs.fs.mount.mounting import mount
 from volfs.fs.mount.options import MountOptions
 from volfs.fs.requests import WorkerThreads
 from volfs.linux.identity import Identity
+from volfs.linux.signals import EndingSignals
 from volfs.store import (
     Announcement,
     VolumeStore,
@@ -50,13 +51,15 @@ async def serve(
     options: MountOptions,
     ready: Callable[[], None],
     service: Service | None = None,
+    view: View | None = None,
 ) -> None:
     """Mount the tree of ``store`` at ``mountpoint`` and serve it until it is unmounted.
 
     ``scope`` is the real path that the mount shows as its source. ``service`` is served beside
-    the tree: see Companion. ``ready`` is called once, when the mount answers and the service has
-    started. SIGTERM and SIGINT unmount and return. Raises MountError, or in an ExceptionGroup
-    what kept the service from starting.
+    the tree, of which ``view`` tells it: see Companion. ``ready`` is called once, when the mount
+    answers and the service has started. Signals that would end the process (see EndingSignals)
+    unmount, and this returns. Raises MountError, or in an ExceptionGroup what kept the service
+    from starting.
 
     Changes the process for good: umask, groups and capabilities (see Identity.take_privileges).
     """
@@ -76,20 +79,21 @@ async def serve(
         statistics=lambda: {**face.statistics(), **parts.statistics()},
         on_volume_removed=chores.hurry,
     )
+    if view is not None:
+        view.begin(parts.requests.inodes)
     face = Face(parts, options, scope_fd)
     target = await trio.to_thread.run_sync(os.path.realpath, mountpoint)
-    own_mount = os.geteuid() == 0
     companion = Companion(service)
     # Before there is a mount, so that a signal never ends the process and leaves one behind.
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with EndingSignals() as signals:
         try:
-            mount(face.operations, scope, target, options)
+            mounted = mount(face.operations, scope, target, options)
             # Before any request is answered: nothing may be open in it that others do not see.
             announcement = _announced(scope, scope_fd, target, parts, identity)
             try:
                 async with trio.open_nursery() as nursery:
                     tasks = face.begin(nursery)
-                    nursery.start_soon(_unmount_upon, signals, target, companion)
+                    nursery.start_soon(_unmount_upon, signals, mounted, companion)
                     nursery.start_soon(chores.run, parts.requests.threads)
                     nursery.start_soon(_sweep, parts.descriptors)
                     nursery.start_soon(
@@ -101,11 +105,9 @@ async def serve(
                         chores.stop()
                         nursery.cancel_scope.cancel()
             finally:
-                if own_mount:
-                    detach(target, scope)
                 last = parts.statistics()
                 face.close()
-                pyfuse3.close(unmount=not own_mount)
+                mounted.end(partial(pyfuse3.close, unmount=False))
                 if announcement is not None:
                     announcement.end()
                 log.info("unmounted: %s", last)
@@ -177,7 +179,7 @@ async def _announce(
     nursery: trio.Nursery,
     ready: Callable[[], None],
 ) -> None:
-    await trio.to_thread.run_sync(os.stat, target)
+    await face.answers.wait()
     parts.passthrough.probe(scope_fd)
     why = f" ({face.why})" if face.why else ""
     level_log.info("serving at %s, level %s%s", target, face.level.value, why)
@@ -185,15 +187,12 @@ async def _announce(
     ready()
 
 
-async def _unmount_upon(signals: AsyncIterator[int], target: str, companion: Companion) -> None:
-    number = await anext(signals)
-    log.info("unmounting upon %s", signal.Signals(number).name)
+async def _unmount_upon(signals: EndingSignals, mounted: Mounted, companion: Companion) -> None:
+    log.info("unmounting upon %s", await signals.wait())
     await companion.end()
-    try:
-        # The event loop goes on serving while the kernel writes back and unmounts.
-        await trio.to_thread.run_sync(unmount, target)
-    except (MountError, OSError) as error:
-        log.info("%s; it goes away for new users, and for all when the daemon ends", error)
+    # The event loop goes on serving while the kernel writes back and unmounts.
+    await trio.to_thread.run_sync(mounted.leave)
+    # Whoever still uses the tree: it goes away for them too.
     pyfuse3.terminate()
 
 

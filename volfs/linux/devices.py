@@ -1,0 +1,41 @@
+"""On which filesystem something is, told without asking that filesystem."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+
+from volfs.linux.syscalls import AT_FDCWD, os_error
+
+_AT_NO_AUTOMOUNT = 0x800
+_AT_STATX_DONT_SYNC = 0x4000
+_STATX_SIZE = 256
+_DEV_MAJOR, _DEV_MINOR = 136, 140
+"""Offsets in struct statx."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def device_of(path: str) -> str:
+    """Return the st_dev, as "major:minor", of what ``path`` leads to, links followed.
+
+    Nothing else is asked for, which a filesystem answers from memory, also one whose server
+    hangs or is gone, and a FUSE filesystem that is another user's (fuse_getattr in the kernel).
+    Of a link below /proc the path is not walked either. Raises OSError.
+    """
+    buffer = ctypes.create_string_buffer(_STATX_SIZE)
+    flags = _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
+    if _libc.statx(AT_FDCWD, os.fsencode(path), flags, 0, buffer) != 0:
+        raise os_error(ctypes.get_errno(), path)
+    major = int.from_bytes(buffer.raw[_DEV_MAJOR : _DEV_MAJOR + 4], "little")
+    return f"{major}:{int.from_bytes(buffer.raw[_DEV_MINOR : _DEV_MINOR + 4], 'little')}"
+
+
+def fdinfo(fd: int) -> dict[str, str]:
+    """Return what /proc/self/fdinfo says of a descriptor, by key (proc_pid_fdinfo(5))."""
+    fields = {}
+    for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines():
+        key, _, value = line.partition(":")
+        fields[key] = value.strip()
+    return fields
