@@ -11,8 +11,8 @@ class Holder:
     """One user of a volume.
 
     ``detail`` is the reference, or the path at which the holder sees the volume (in its own
-    mount namespace). ``pid`` is the process, or for a mount the first process of its
-    namespace: None when that is our own, where the mount point says it all.
+    mount namespace). ``pid`` is the process, or for a mount the first process of its namespace:
+    None for a mount in this process's own namespace, where the mount point says it all.
     """
 
     kind: Literal["reference", "mount", "open"]
