@@ -33,10 +33,9 @@ def open_scope(
     """Open a scope for as long as the context lasts, and make it if it is missing.
 
     The store's holders are the references kept in the scope, the mounts of every namespace and,
-    with ``open_files``, the files open through a tree: a tree's own daemon knows those better.
-    They are looked for whenever somebody asks; with ``once`` they are as they were when first
-    asked for, which is for programs that soon end. ``keep_removed``: see LocalDriver. Raises
-    ScopeError.
+    with ``open_files``, the files open through a tree: a tree's own daemon knows those better. They
+    are looked for each time somebody asks; with ``once``, for programs that soon end, the first
+    time only. ``keep_removed``: see LocalDriver. Raises ScopeError.
     """
     driver = LocalDriver(scope, keep_removed=keep_removed)
     store = VolumeStore([driver], references=References(driver.scope))
