@@ -144,7 +144,7 @@ NATIVE = "native"
 VOLFS = "volfs"
 TAP = "volfs-tap"
 PEERS = ("bindfs", "mergerfs", "passthrough_ll")
-"""None of them has files read and written by the kernel directly."""
+"""In none of them does the kernel read and write files directly."""
 
 FILESYSTEMS = {
     fs.name: fs

@@ -46,11 +46,11 @@ def parse(body: bytes) -> Request:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise MalformedError(f"the request is no JSON: {error}") from None
+        raise MalformedError(f"the request is not JSON: {error}") from None
     if fields is None:
         return Request()
     if not isinstance(fields, dict):
-        raise MalformedError("the request is no JSON object")
+        raise MalformedError("the request is not a JSON object")
     options = fields.get("Opts")
     if options is None:
         options = {}
