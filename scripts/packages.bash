@@ -60,7 +60,7 @@ unpack() {
     local into=$1 fetched
     shift
     fetched=$(mktemp -d) || return
-    # The sandboxed user of apt cannot write there, which it says, and does without.
+    # apt's sandbox user cannot write there: apt says so, and goes on without the sandbox.
     (cd "$fetched" && apt-get download -qq "$@" 2>/dev/null) &&
         mkdir -p "$into" &&
         find "$fetched" -name '*.deb' -exec dpkg-deb -x {} "$into" \;

@@ -1,6 +1,6 @@
 """volfs: a mounted directory in which mkdir makes a volume and rmdir removes it.
 
-A program can do with a scope what the command line and a mounted tree do, beside them:
+A program can do with a scope all that the command line and a mounted tree do, beside them:
 
     >>> import volfs
     >>> with volfs.open_scope("/srv/volumes") as opened:
@@ -12,9 +12,9 @@ A program can do with a scope what the command line and a mounted tree do, besid
     ...     print(store.names(), web.labels["team"], report.is_point_in_time)
     ['web', 'web-test'] blue True
 
-``web.path`` is where the data is. What else can be done is said by VolumeStore, and by Driver
-what a driver of one's own has to promise. Every failure that is to be expected is a VolfsError,
-or the OSError of the filesystem.
+``web.path`` is where the data is. VolumeStore says what else can be done, and Driver what a driver
+of your own has to promise. Every expected failure is a VolfsError, or the OSError of the
+filesystem.
 
 A name is imported when it is first used, so ``import volfs`` alone costs next to nothing.
 """

@@ -139,11 +139,11 @@ class MountError(VolfsError):
 
 
 class PluginError(VolfsError):
-    """The volume plugin cannot serve at its socket, or a volume has no place that it could name."""
+    """The volume plugin cannot serve at its socket, or has no path to give for a volume."""
 
     errno = errno.EIO
     exit_code = 11
 
 
 class ArchiveError(VolfsError):
-    """An archive cannot be read or written: it is cut short or none, or a program is missing."""
+    """An archive is incomplete or not one, cannot be written, or a program for it is missing."""

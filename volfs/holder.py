@@ -11,9 +11,9 @@ class Holder:
     """One user of a volume.
 
     ``detail`` is the reference, or the path at which the holder sees the volume (in its own
-    mount namespace). ``pid`` is the process, or for a mount the first process of its
-    namespace: None when that is our own, where the mount point says it all. ``uid`` is the
-    process's user, None where that cannot be told.
+    mount namespace). ``pid`` is the process, or for a mount the first process of its namespace:
+    None for a mount in this process's own namespace, where the mount point says it all. ``uid`` is
+    the process's user, None where that cannot be told.
     """
 
     kind: Literal["reference", "mount", "open"]

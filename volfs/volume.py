@@ -62,7 +62,7 @@ def can_name(name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Owner:
-    """Whose a new data path is: user id, group id and permission bits."""
+    """Whom a new data path belongs to: user id, group id; and its permission bits."""
 
     uid: int
     gid: int
@@ -73,8 +73,8 @@ class Owner:
 class NewVolume:
     """A volume that is to be made: its name, the driver's create options, its labels.
 
-    ``owner`` is whose the data path becomes where the options do not say; None means whoever
-    makes it, with mode 755. It is no option: an existing volume is not compared with it.
+    ``owner`` is who gets the data path where the options do not say; None means whoever makes it,
+    with mode 755. It is no option: an existing volume is not compared with it.
     """
 
     name: str
@@ -95,7 +95,7 @@ class CopyReport:
     ``changed`` is how many files and directories were changed by others while they were
     copied, of which ``examples`` names some: 0 when the copy is of one point in time.
     ``cloned`` files share their data with the source (reflinks), ``copied`` ones do not; empty
-    ones are in neither. ``size`` is the bytes on disk that those had.
+    ones are in neither. ``size`` is the bytes on disk of both.
     """
 
     changed: int
@@ -130,8 +130,8 @@ class RemovedVolume:
 
 
 Fill = Callable[[int, Callable[[], None]], None]
-"""Puts something into a volume that is being made: it is given a descriptor of the empty data
-directory, and a function to call from time to time, which shows others that it is still at it."""
+"""Fills a volume that is being made: it is given a descriptor of the empty data directory, and a
+function to call from time to time, as a sign of life for other processes."""
 
 
 class Volume(Protocol):
@@ -155,7 +155,7 @@ class Volume(Protocol):
     def options(self) -> Mapping[str, str]: ...
 
     def mount(self) -> str:
-        """Make the data reachable and return the absolute path where it can be consumed.
+        """Make the data reachable and return the absolute path where it can be used.
 
         Idempotent; may block."""
         ...
@@ -198,11 +198,11 @@ class Driver(Protocol):
         ...
 
     def make(self, new: NewVolume | str) -> tuple[Volume, int]:
-        """Make a volume that was not there.
+        """Make a new volume.
 
-        Returns it with an O_PATH descriptor of the data directory that was made, reachable as
-        by ``Volume.mount``; the caller has to close it. Raises VolumeExistsError when anything
-        has the name, and what ``create`` raises.
+        Returns it with an O_PATH descriptor of its data directory, reachable as by
+        ``Volume.mount``; the caller has to close it. Raises VolumeExistsError when anything has the
+        name, and what ``create`` raises.
         """
         ...
 
@@ -254,7 +254,7 @@ class Driver(Protocol):
 
 @runtime_checkable
 class CopyingDriver(Driver, Protocol):
-    """A driver that can copy its volumes, and make one of what somebody puts into it."""
+    """A driver that can copy its volumes, and make one that its caller fills."""
 
     def clone(
         self,
@@ -264,36 +264,37 @@ class CopyingDriver(Driver, Protocol):
         on_progress: Callable[[int], None] | None = None,
         stopping: Callable[[], bool] = ...,
     ) -> tuple[Volume, CopyReport]:
-        """Make a volume that was not there a copy of ``source``, and say how it was copied.
+        """Make a new volume that is a copy of ``source``, and say how it was copied.
 
         Its labels and options are those of the source, overlaid by those of ``new``; its owner
         and mode are the source's where ``new`` has no options that say otherwise. ``on_progress``
         is told now and then how many bytes were copied.
 
-        Raises VolumeNotFoundError for the source (also when it goes meanwhile), InterruptedError
-        when ``stopping()`` turns true, and what ``make`` raises. No volume is left then.
+        Raises VolumeNotFoundError for the source (also when it is removed meanwhile),
+        InterruptedError when ``stopping()`` turns true, and what ``make`` raises. No volume is left
+        then.
         """
         ...
 
     def make_filled(self, new: NewVolume | str, fill: Fill) -> Volume:
-        """Make a volume that was not there of what ``fill`` puts into it.
+        """Make a new volume with what ``fill`` puts into it.
 
-        The volume appears when ``fill`` has returned; what that raises leaves none. ``fill`` may
-        set the data directory's owner and mode, which options of ``new`` overrule. Raises
+        The volume appears when ``fill`` has returned; if ``fill`` raises, there is none. ``fill``
+        may set the data directory's owner and mode, which options of ``new`` overrule. Raises
         VolumeExistsError before ``fill`` is called if that is known by then, and what ``make``
         raises.
         """
         ...
 
     def frozen_copy(self, name: str) -> AbstractContextManager[tuple[int, CopyReport] | None]:
-        """Yield a descriptor of a copy that costs no space, and goes with the context.
+        """Yield a descriptor of a copy that costs no space and is gone after the context.
 
         None where the storage cannot make one, or cannot now. Raises VolumeNotFoundError.
         """
         ...
 
     def tidy(self, stopping: Callable[[], bool]) -> None:
-        """Delete what was left by those who were killed amid this, until ``stopping()``."""
+        """Delete what processes killed at this work left behind, until ``stopping()``."""
         ...
 
 
@@ -324,8 +325,8 @@ class RestoringDriver(Driver, Protocol):
         """Delete removed volumes for good and return them, oldest first.
 
         ``ids`` are those to delete, None means all; ``older_than`` spares what was removed less
-        than so many seconds ago; nothing more is begun when ``stopping()`` turns true. What could
-        not be deleted is in the ``left`` of what is returned. Raises VolumeNotFoundError, with
-        nothing deleted, for an unknown id.
+        than that many seconds ago; no further deletion begins once ``stopping()`` is true. What
+        could not be deleted is in the ``left`` of what is returned. Raises VolumeNotFoundError,
+        with nothing deleted, for an unknown id.
         """
         ...

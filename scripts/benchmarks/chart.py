@@ -22,14 +22,14 @@ _STYLE = {
 }
 """Colour, marker, and whether it is filled."""
 _RIGHT = (Group.UNCACHED,)
-"""Groups of the right column: where every call waits for a daemon the scale is another."""
+"""Groups of the right column, with a scale of its own: there every call waits for a daemon."""
 _LINE, _HEADING = 0.21, 0.75
 """Inches for one workload, and for a group's heading and axis."""
 _Panel = tuple[str, list[dict[str, Any]]]
 
 
 def draw(runs: list[dict[str, Any]], path: Path) -> None:
-    """Write an SVG: a panel a group, one line a workload, one mark a filesystem, log axes."""
+    """Write an SVG: a panel per group, a line per workload, a mark per filesystem; log axes."""
     try:
         import matplotlib as mpl
         from matplotlib.figure import Figure

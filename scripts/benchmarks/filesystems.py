@@ -148,7 +148,7 @@ VOLFS = "volfs"
 TAP = "volfs-tap"
 OTHER = "volfs-other"
 PEERS = ("bindfs", "mergerfs", "passthrough_ll")
-"""None of them has files read and written by the kernel directly."""
+"""In none of them does the kernel read and write files directly."""
 
 FILESYSTEMS = {
     fs.name: fs

@@ -56,7 +56,7 @@ def _first_line(command: Sequence[str]) -> str | None:
 
 
 def command_lines(filesystems: Sequence[FileSystem], site: Site) -> dict[str, dict[str, str]]:
-    """Each filesystem's command line by cache timeout, with the run's own paths in short."""
+    """Each filesystem's command line by cache timeout, with the run's own paths shortened."""
     short = {
         str(site.tools) + "/": "",
         str(site.data.parent): "DIR",

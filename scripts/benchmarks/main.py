@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Where the run tells how far it is: one changing line, or in a log a line a round."""
+    """Where the run tells how far it is: one changing line, or in a log a line per round."""
     if sys.stderr.isatty():
         with Console(stderr=True).status("") as status:
             yield status.update

@@ -31,7 +31,7 @@ _GREETINGS = 100
 _ENTERING = 10
 """A kind of request that is sent less often than this says nothing about the calls measured."""
 _WALK_WIDTH = 100
-"""Files to a directory of the tree that is walked."""
+"""Files in each directory of the tree that is walked."""
 
 
 @dataclass(frozen=True, slots=True)

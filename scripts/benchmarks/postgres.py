@@ -46,7 +46,7 @@ def _programs() -> Path | None:
 
 @cache
 def _user() -> int | None:
-    """Whom to run it as when we are root, which it refuses to run as."""
+    """The user to run it as instead of root, as whom it refuses to run; None if not root."""
     return pwd.getpwnam(_USER).pw_uid if os.geteuid() == 0 else None
 
 
@@ -124,7 +124,7 @@ def server(tools: Tools, cluster: Path) -> Iterator[Server]:
     user, log = _user(), sockets / "log"
     groups: list[int] | None = None if user is None else []
     give(sockets)
-    # Its own session: Ctrl-C is for us, who then end it.
+    # Its own session: Ctrl-C is for the benchmark, which then ends it.
     with log.open("w") as output:
         process = subprocess.Popen(
             [f"{_programs()}/postgres", "-D", cluster, "-k", sockets],

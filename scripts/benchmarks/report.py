@@ -20,7 +20,7 @@ Json = dict[str, Any]
 
 
 def rows_json(results: Results, workloads: Sequence[Workload]) -> list[Json]:
-    """One object a workload; times in microseconds per ``unit``, requests per ``unit`` too."""
+    """One object per workload; times in microseconds per ``unit``, requests per ``unit`` too."""
     rows = []
     for workload in workloads:
         row: Json = {

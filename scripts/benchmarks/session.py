@@ -182,7 +182,7 @@ def _pinnings(choice: str) -> list[Pinning]:
 
 
 def failed(result: dict[str, Any]) -> bool:
-    """Whether volfs, of all, has a workload without a figure."""
+    """Whether there is a workload without a figure for volfs itself."""
     rows = [row["filesystems"] for run in result["runs"] for row in run["workloads"]]
     figures = [row[VOLFS] for row in rows if VOLFS in row]
     walk = result["walk"].get(VOLFS)

@@ -13,7 +13,7 @@ from benchmarks.trees import NEW_FILE
 from benchmarks.workloads import Group
 
 SAME_SPEED = 1.03
-"""Two medians that lie no further apart are the same: as far as two runs of one thing do."""
+"""Medians whose ratio is no larger count as equal: two runs of one thing differ as much."""
 _NEW_FILE_REQUESTS = ("LOOKUP", "CREATE", "GETXATTR", "RELEASE")
 _ENTERING = 0.05
 """Requests per call that come from entering the directory, not from the call."""
@@ -87,7 +87,7 @@ def _mean(pin: str) -> _Find:
 
 
 def _new_file(rows: _Rows, limit: float) -> _Finding | None:
-    """How many requests more than its four, and more than one of each, a new file takes."""
+    """How many requests a new file takes beyond its four, and beyond one of each."""
     for row in chain.from_iterable(rows.values()):
         counts = row["filesystems"].get(VOLFS, {}).get("requests")
         if row["name"] == NEW_FILE and counts is not None:

@@ -92,9 +92,8 @@ class Workload:
 
     ``prepare`` fills an empty directory on the backing filesystem, unseen by the filesystem under
     test; ``run`` then works in that directory through a fresh mount, after an untimed ``warm_up``
-    if what counts is what comes after the first time. A workload that names a
-    ``fixture`` only reads, or overwrites in place, so its directory is made once and shared.
-    ``unit`` is what one call of its timing is.
+    if the first time is not to count. A workload that names a ``fixture`` only reads, or overwrites
+    in place, so its directory is made once and shared. ``unit`` is what one call of its timing is.
     """
 
     name: str
@@ -117,7 +116,7 @@ class Workload:
 
     @property
     def countable(self) -> bool:
-        """Whether it does nothing but what it times, so that requests can be counted by call."""
+        """Whether it does nothing but what it times, so that requests can be counted per call."""
         return not self.open_files
 
     @property

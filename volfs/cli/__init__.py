@@ -1,9 +1,10 @@
 """The command line: a face for people, and with ``--json`` for programs.
 
-A module for each command or a few that belong together, named for what they are about; imported
-when the command is called, with what it needs of the store, so that the others start quickly.
-``output`` is how things are shown, ``scope`` which scope is meant, ``daemon`` and ``services`` how
-a tree or a plugin is served. Calls all rooms. Start here, and go on at ``volumes``.
+A module holds one command or a few that belong together, and is named for what they are about. It
+is imported when the command is called, with what it needs of the store, so that the others start
+quickly. ``output`` is how things are shown, ``scope`` which scope is meant, ``daemon`` and
+``services`` how a tree or a plugin is served. Calls all rooms. Start here, and go on at
+``volumes``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ EXIT_CODES = {
     3: "the name cannot be a volume's, or a create option is unknown or malformed",
     4: "no such volume, or no such removed volume",
     5: "a volume of that name exists, perhaps with other options",
-    6: "the volume is in use, or not empty where only empty ones go",
+    6: "the volume is in use, or not empty where only empty ones are removed",
     7: "the data lies outside the scope: removal refused",
     8: "no such volume driver",
     9: "the scope cannot serve",
@@ -65,7 +66,7 @@ def _epilog() -> str:
 
 
 class _Group(click.Group):
-    """A group that imports a command's module when it is called, and knows our exit codes."""
+    """A group that imports a command's module when it is called, and knows the exit codes."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(_COMMANDS)

@@ -26,7 +26,7 @@ _CHANGED = 1
 """What export ends with when the archive is not of one point in time, as tar(1) does."""
 _TOLD = 5
 _TIDY = 2.0
-"""Seconds spent on what others left."""
+"""Seconds spent on deleting what killed commands left."""
 
 create_option = click.option(
     "--opt",
@@ -58,8 +58,8 @@ def clone(
       volfs clone web web-test
       volfs clone --label stage=test web web-test
 
-    Labels and options are those of SRC, but for the ones given here. On btrfs and XFS the data
-    is shared until one of the two changes it, so this takes neither long nor space. The copy
+    Labels and options are those of SRC, except those given here. On btrfs and XFS the data is
+    shared until one of the two changes it, so this takes neither time nor space. The copy
     is of one point in time, also while SRC is used; where SRC is changed faster than it can be
     copied, a warning says so.
     """
@@ -138,7 +138,7 @@ def import_(
     as_json: bool,
     name: str,
 ) -> None:
-    """Make a volume of a tar archive read from standard input.
+    """Make a volume from a tar archive on standard input.
 
     \b
       volfs import web < web.tar
@@ -208,7 +208,7 @@ def _space(path: str) -> int:
 
 
 def _tidy(store: VolumeStore) -> None:
-    """Take away what those before us left who were killed, but not for long."""
+    """Delete what earlier commands left when they were killed, but not for long."""
     from volfs.linux.deletion import after
 
     with suppress(OSError):
@@ -231,7 +231,7 @@ def _length(fd: int) -> int | None:
 
 @contextmanager
 def _written(name: str | None) -> Iterator[int]:
-    """Yield where to write to: a file takes the name, or another one's place, at the end."""
+    """Yield a descriptor to write to; a file gets its name, or replaces another, at the end."""
     if name is None:
         yield sys.stdout.fileno()
         return

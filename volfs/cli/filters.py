@@ -1,8 +1,8 @@
 """Which volumes are meant: filters as Docker writes them, ``NAME=VALUE``.
 
 The meaning is Docker's (moby: volume/service/convert.go, api/types/filters): filters of different
-names have all to match; of one name repeated, any has to match for ``name`` and ``driver``, all
-for ``label``. There are two differences, both in favour of keeping volumes:
+names must all match; of one name given several times, any must match for ``name`` and ``driver``,
+all for ``label``. There are two differences, both in favour of keeping volumes:
 
 - ``label!`` given several times excludes what any of them names. Docker excludes only what all
   of them name, which its users take for a fault.
@@ -42,7 +42,7 @@ class Label:
 class Name:
     """A name asked for: the whole of it, or a regular expression for a part of it.
 
-    What is no regular expression stands for itself, anywhere in the name.
+    A text that is no valid regular expression stands for itself, anywhere in the name.
     """
 
     text: str
@@ -59,8 +59,7 @@ class Name:
 class Filters:
     """What a volume has to be; without anything asked for, every volume matches.
 
-    ``until`` is timezone-aware: the volume was made before. One whose age nothing recorded
-    does not match.
+    ``until`` is timezone-aware: the volume was made before. One of unknown age does not match.
     """
 
     names: tuple[Name, ...] = ()
@@ -74,7 +73,7 @@ class Filters:
         """Tell whether the volume is meant.
 
         ``in_use`` says whether anything holds a volume. It is asked last, and only when that
-        matters, since to answer it can be slow.
+        matters, since the answer can be slow.
         """
         return (
             (not self.names or any(name.is_of(volume) for name in self.names))

@@ -13,7 +13,7 @@ from types import FrameType
 def cleaning_up() -> Iterator[None]:
     """Let SIGTERM and SIGHUP unwind the work as Ctrl-C does, so that nothing of it is left.
 
-    The exit code is then that of a program which the signal ended, as a shell shows it.
+    The exit code is then the one that a shell shows for a program ended by the signal.
     """
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -37,7 +37,7 @@ _SORTS = ("name", "created", "size")
 
 
 @dataclass(slots=True)
-class Listed:
+class ListedVolume:
     """A volume and what was found out about it; ``space`` is None where it was not measured."""
 
     volume: Volume
@@ -71,11 +71,13 @@ def filter_option(
     )
 
 
-def find(opened: OpenScope, filters: Filters, *, look: bool = True) -> tuple[list[Listed], int]:
+def find(
+    opened: OpenScope, filters: Filters, *, look: bool = True
+) -> tuple[list[ListedVolume], int]:
     """Return the volumes that match, sorted by name, and an exit code.
 
     With ``look`` their holders are found out too, otherwise only where a filter asks for them.
-    A volume that goes meanwhile is left out; of one that cannot be read it is complained.
+    A volume that goes meanwhile is left out; one that cannot be read is complained of.
     """
     found, code = [], 0
     for volume in opened.store.list():
@@ -90,7 +92,7 @@ def find(opened: OpenScope, filters: Filters, *, look: bool = True) -> tuple[lis
                 if look:
                     _ = volume.labels  # read now, so that a failure is this volume's only
                     held or in_use(volume)
-                found.append(Listed(volume, held.get(volume.name, [])))
+                found.append(ListedVolume(volume, held.get(volume.name, [])))
         except VolumeNotFoundError:
             continue
         except OSError as error:
@@ -99,7 +101,7 @@ def find(opened: OpenScope, filters: Filters, *, look: bool = True) -> tuple[lis
     return found, code
 
 
-def measure_all(found: Iterable[Listed]) -> None:
+def measure_all(found: Iterable[ListedVolume]) -> None:
     """Find out how much space the volumes take, behind a progress bar."""
     listed = list(found)
     spaces = measured([(item.volume.name, item.volume.path) for item in listed])
@@ -151,8 +153,8 @@ def ls(
       name=TEXT               a part of the name, or a regular expression; of several, any
       until=24h|2026-01-31    it was made longer ago, or before then
 
-    Used is a volume to which a runtime refers, which is mounted in any container, or of which a
-    file is open through the tree. Root sees all of this, a user what their own processes do.
+    A volume is used when a runtime refers to it, any container has it mounted, or a file of it is
+    open through the tree. Root sees all of this, a user what their own processes do.
     """
     with open_scope(scope) as opened:
         if removed:
@@ -182,9 +184,9 @@ def ls(
     return code
 
 
-def print_volumes(found: Iterable[Listed], *, with_size: bool, with_users: bool) -> None:
+def print_volumes(found: Iterable[ListedVolume], *, with_size: bool, with_users: bool) -> None:
     """Print a table of volumes."""
-    columns: dict[str, Callable[[Listed], str]] = {
+    columns: dict[str, Callable[[ListedVolume], str]] = {
         "NAME": lambda item: item.volume.name,
         "DRIVER": lambda item: item.volume.driver_name,
         "CREATED": lambda item: local_time(item.volume.created_at),
@@ -216,7 +218,7 @@ def _list_removed(opened: OpenScope, *, reverse: bool, quiet: bool, as_json: boo
         )
 
 
-def _sorted(found: list[Listed], sort: str, reverse: bool) -> list[Listed]:
+def _sorted(found: list[ListedVolume], sort: str, reverse: bool) -> list[ListedVolume]:
     if sort == "size":
         found = sorted(found, key=lambda item: by_size(item.space))
     elif sort == "created":
@@ -255,7 +257,7 @@ def inspect(scope: str | None, no_size: bool, as_json: bool, names: tuple[str, .
 
         def one(name: str) -> None:
             volume = opened.store.get(name)
-            item = Listed(volume, opened.store.holders(name))
+            item = ListedVolume(volume, opened.store.holders(name))
             if not no_size:
                 measure_all([item])
             places = [f"{tree.rstrip('/')}/{volume.name}" for tree in trees]
@@ -278,7 +280,7 @@ def inspect(scope: str | None, no_size: bool, as_json: bool, names: tuple[str, .
     return code
 
 
-def _print_fields(item: Listed, places: list[str], *, with_size: bool) -> None:
+def _print_fields(item: ListedVolume, places: list[str], *, with_size: bool) -> None:
     volume, space = item.volume, item.space
     taken = f"{size(space.size)} in {space.entries} files and directories" if space else "unknown"
     fields = {

@@ -43,8 +43,8 @@ _HELPERS = ("/sbin/mount.volfs", "/sbin/mount.fuse.volfs")
 class Finding:
     """What one check found. ``missing`` keeps volfs from mounting, ``limited`` does not.
 
-    ``fix`` is a command (for Debian) or, where none would do, what to change; empty when
-    nothing is to be done.
+    ``fix`` is a command (for Debian) or, where none would do, what to change; empty when there is
+    nothing to do.
     """
 
     name: str
@@ -155,7 +155,7 @@ def _fusermount() -> Finding:
 
 
 def _mounting() -> Finding:
-    """Try it: mount nothing in particular on a directory of our own, and unmount it."""
+    """Try it: mount nothing in particular on a directory of its own, and unmount it."""
     directory = tempfile.mkdtemp(prefix="volfs-doctor-")
     try:
         (_try_as_root if os.geteuid() == 0 else _try_as_user)(directory)
@@ -292,7 +292,7 @@ def _scope(scope: Path) -> Iterator[Finding]:
     detail = f"{scope} on {kind}" if there == scope else f"{scope} (not made yet) on {kind}"
     yield Finding("scope", "ok", detail)
     for name, works, otherwise in (
-        ("file handles", _has_handles(there), "many open files at once need more descriptors"),
+        ("file handles", _has_file_handles(there), "many open files at once need more descriptors"),
         ("xattrs", _has_xattr(there, "user.volfs"), "no extended attributes in volumes"),
         ("ACLs", _has_xattr(there, "system.posix_acl_access"), "no access control lists"),
     ):
@@ -302,12 +302,12 @@ def _scope(scope: Path) -> Iterator[Finding]:
             yield Finding(name, "limited", f"{kind} has none: {otherwise}")
 
 
-def _has_handles(directory: Path) -> bool:
+def _has_file_handles(directory: Path) -> bool:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        handle, _ = syscalls.name_to_handle_at(fd)
+        file_handle, _ = syscalls.name_to_handle_at(fd)
         if os.geteuid() == 0:
-            os.close(syscalls.open_by_handle_at(fd, handle, os.O_PATH))
+            os.close(syscalls.open_by_handle_at(fd, file_handle, os.O_PATH))
     except OSError:
         return False
     finally:

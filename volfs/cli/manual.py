@@ -94,7 +94,7 @@ def _show(page: str) -> None:
 
 
 def _with_bullets(lines: list[str]) -> Iterator[str]:
-    """Make lists with bullets of definition lists, which rich does not know."""
+    """Turn definition lists, which rich does not know, into lists with bullets."""
     inside = False
     for line, after in zip(lines, [*lines[1:], ""], strict=True):
         if after.startswith(":   "):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 _TOLD_EVERY = 500
-"""So many entries are looked at in a few milliseconds, on a local filesystem."""
+"""Entries between two reports: a few milliseconds, on a local filesystem."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,6 @@ def _names(fd: int) -> list[str]:
 
 
 def _require_descriptors(error: OSError) -> None:
-    # For want of them half of a tree would pass for the whole of it.
+    # Without free descriptors, half of a tree would pass for the whole of it.
     if error.errno in (errno.EMFILE, errno.ENFILE):
         raise error

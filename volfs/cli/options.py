@@ -170,7 +170,7 @@ OPTIONS = (
     Option("suid", "suid", "Honour set-user-id bits or not (default).", opposite="nosuid"),
     Option("dev", "dev", "Honour device files or not (default).", opposite="nodev"),
     Option(
-        "exec", "noexec", "Allow (default) or forbid to run programs.", opposite="noexec", on=False
+        "exec", "noexec", "Allow (default) or forbid running programs.", opposite="noexec", on=False
     ),
     Option(
         "passthrough",

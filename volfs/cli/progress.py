@@ -33,7 +33,7 @@ class _Bar:
         raise NotImplementedError
 
     def _update(self, completed: int, text: str = "") -> bool:
-        """Show how far the work has come; whether the bar began with that."""
+        """Show how far the work has come; return whether this began the bar."""
         if not self._watched or time.monotonic() - self._begun < DELAY:
             return False
         begins = self._progress is None
@@ -64,7 +64,7 @@ class Bar(_Bar):
     """How many of the ``total`` pieces of some work are done."""
 
     def __init__(self, title: str, total: int) -> None:
-        # Of a single piece nobody knows how much is left: the bar only moves.
+        # Nobody knows how much of a single piece is left: the bar only moves.
         super().__init__(title, total if total > 1 else None)
         self._done = 0
 
@@ -89,7 +89,7 @@ class Bar(_Bar):
 class Meter(_Bar):
     """How many bytes of a transfer have passed: called with their number so far.
 
-    ``total`` is how many there will be; a function may find that out beside the work.
+    ``total`` is how many there will be; a function finds that out while the work goes on.
     """
 
     def __init__(self, title: str, total: int | Callable[[], int] | None) -> None:

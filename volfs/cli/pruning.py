@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """A volume that was shown, told from another that takes its name."""
+    """A volume that was shown, and can be told from another that takes its name."""
 
     name: str
     inode: tuple[int, int] | None
@@ -40,7 +40,7 @@ class Chosen:
 
 
 FRESH = 0.2
-"""Seconds after which it is looked anew at who uses what, while volumes are being removed."""
+"""Seconds after which the uses of volumes are looked up anew, while some are being removed."""
 
 
 @click.command()
@@ -61,10 +61,10 @@ def prune(scope: str | None, filters: Filters, yes: bool, as_json: bool) -> int:
       volfs restore NAME                         brings one back
       volfs ls -f dangling=true                  only shows what nobody uses
 
-    Nobody uses a volume to which no runtime refers, which is mounted in no container and of
-    which no file is open through the tree, as far as this user may see: run it as root where
-    others use the volumes. One that comes into use while you are asked is refused, and makes
-    the exit code 6. What is removed can be restored until the trash is emptied.
+    A volume is unused when no runtime refers to it, no container has it mounted, and no file of it
+    is open through the tree, as far as this user may see: run it as root where others use the
+    volumes. One that comes into use while you are asked is refused, and the exit code is then 6.
+    What is removed can be restored until the trash is emptied.
     """
     filters = replace(filters, dangling=True)
     with open_scope(scope) as opened:
@@ -96,7 +96,7 @@ def remove_chosen(
 ) -> tuple[list[str], int]:
     """Remove what was chosen; return the names of what is removed, and an exit code.
 
-    After ``fresh`` seconds it is looked anew at who uses what.
+    After ``fresh`` seconds the uses of volumes are looked up anew.
     """
     left = deque(chosen)
     removed: list[str] = []
@@ -127,7 +127,7 @@ def remove_chosen(
 
 
 def _require_same(volume: Volume, chosen: Chosen, filters: Filters) -> None:
-    """Refuse what took the chosen volume's name, or was labelled, since it was chosen.
+    """Refuse a volume that took the chosen one's name, or was relabelled, since the choice.
 
     Raises VolfsError. Whether it is in use is for the store to decide.
     """

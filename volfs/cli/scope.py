@@ -35,7 +35,7 @@ def default_scope() -> str:
 
 
 def given_scope() -> str:
-    """Return ``--scope SCOPE `` if this command was told so: for commands that are suggested."""
+    """Return ``--scope SCOPE `` if this command was given it: for the commands it suggests."""
     context = click.get_current_context()
     if context.get_parameter_source("scope") is not click.core.ParameterSource.COMMANDLINE:
         return ""
@@ -44,9 +44,9 @@ def given_scope() -> str:
 
 @contextmanager
 def open_scope(scope: str | None, *, make: bool = False) -> Iterator[OpenScope]:
-    """Open a scope for one command. ``make`` allows to make it where there is none yet.
+    """Open a scope for one command. With ``make`` it is made where there is none yet.
 
-    Who uses its volumes is looked for once. Raises ScopeError.
+    Who uses its volumes is looked up only once. Raises ScopeError.
     """
     from volfs import store
 

@@ -89,7 +89,7 @@ def rm(scope: str | None, empty: bool, as_json: bool, names: tuple[str, ...]) ->
       volfs restore web        brings it back
       volfs purge              deletes it for good
 
-    A volume that is in use is refused, and the message says by whom: a runtime's reference, a
+    A volume that is in use is refused, and the message says what uses it: a runtime's reference, a
     mount in any container, or a file open through the tree.
     """
     removed: list[str] = []
@@ -118,8 +118,8 @@ def rename(scope: str | None, as_json: bool, old: str, new: str) -> None:
     \b
       volfs rename web web-old
 
-    Refused when the new name is taken, and while a runtime or a mount holds the volume: it
-    would go on under a name that is no more. Open files do not matter.
+    Refused when the new name is taken, and while a runtime or a mount holds the volume: it would go
+    on using the old name. Open files do not matter.
     """
     with open_scope(scope) as opened:
         volume = opened.store.rename(old, new)
@@ -152,7 +152,7 @@ def label(scope: str | None, as_json: bool, name: str, changes: tuple[str, ...])
       volfs label web team-                    removes one
       volfs label web                          shows all
 
-    Other labels stay as they are. To remove one that is not there is no error. In a mounted
+    Other labels stay as they are. Removing one that is not there is no error. In a mounted
     tree, setfattr -n volfs.label.KEY -v VALUE does the same.
     """
     new, gone = _changes(changes)
@@ -188,7 +188,7 @@ def _changes(words: Iterable[str]) -> tuple[dict[str, str], set[str]]:
 
 
 def for_each(names: Iterable[str], one: Callable[[str], None]) -> int:
-    """Do it for every name; complain of each that fails, and end with the first one's code."""
+    """Call ``one`` for every name; complain of each failure and return the first one's code."""
     code = 0
     for name in dict.fromkeys(names):
         try:

@@ -1,8 +1,8 @@
 """Copies: a tree duplicated as it was at one point in time, or written as a tar archive.
 
-Calls the words and linux; knows of trees, not of volumes. Start at ``tree``, which walks:
-``file`` duplicates one inode, ``marks`` tells what changed meanwhile. ``archive`` stands by itself
-and is imported by those who pack and unpack only.
+Uses linux, volfs.errors and CopyReport; knows of trees, not of volumes. Start at ``tree``, which
+walks: ``file`` duplicates one inode, ``marks`` tells what changed meanwhile. ``archive`` stands by
+itself and is imported by those who pack and unpack only.
 """
 
 from volfs.copies.file import NoReflinksError

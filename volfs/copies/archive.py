@@ -4,9 +4,9 @@ The format is pax: names and attributes of any length, numeric owners, times to 
 holes, hard links, and all extended attributes; ACLs are in it as an attribute, which is exact,
 and as text, for programs that know only that. Sockets cannot be in an archive.
 
-What an archive says of places outside the directory it is unpacked into (absolute names, ``..``,
-links that lead out) GNU tar refuses, or does only when nothing can be written through it any
-more: see "Security" in its manual.
+GNU tar refuses what would lead out of the directory it unpacks into (absolute names, ``..``,
+links), or makes it only when nothing can be written through it any more: see "Security" in its
+manual.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def pack(
     if not live:
         return _pack(directory, out, (), on_progress)
     with _uncovered(directory) as bare:
-        # Where that cannot be had. Nested subvolumes of btrfs are left out then too, and told.
+        # Where that cannot be had. Nested btrfs subvolumes are then left out too, which tar tells.
         options = ("--one-file-system",) if bare == directory else ()
         watch = Watch(bare)
         watch.begin()
@@ -144,8 +144,8 @@ def unpack(
     directory itself. Returns what tar complained of. ``on_progress`` is told how many bytes
     were read.
 
-    Raises ArchiveError when the archive cannot be unpacked wholly: it is cut short, damaged, or
-    none, the program that it needs is missing, or something in it is not allowed to us.
+    Raises ArchiveError when the archive cannot be unpacked wholly: it is damaged, cut short or not
+    an archive, a program it needs is missing, or something in it may not be made.
     """
     head = _read_up_to(source, _HEAD)
     if not head:
@@ -172,7 +172,7 @@ def _unpack(
             raise ArchiveError(f"the archive cannot be unpacked: {tar.reason()}")
         if _END_MARK not in said:
             raise ArchiveError("the archive is cut short: it has no end mark")
-        # Who writes it shall not be killed for what comes after its end.
+        # Its writer must not be killed for what it sends after the end mark.
         _pump(source, None, b"", on_progress)
         return tuple(tar.complaints())
 
@@ -184,7 +184,7 @@ def _unpack_through(
     directory: int,
     on_progress: Callable[[int], None] | None,
 ) -> tuple[str, ...]:
-    """Unpack what a program makes of the source."""
+    """Unpack the source as a program decompresses it."""
     complaints: tuple[str, ...] = ()
     problem: BaseException | None = None
 
@@ -216,9 +216,9 @@ def _unpack_through(
 
 
 class _Program:
-    """A program at work between descriptors; killed when the context is left.
+    """A program run between two pipes; killed when the context is left.
 
-    ``directory`` is where it works. ``input`` and ``output`` say which ends of it are wanted.
+    ``directory`` is where it works. ``input`` and ``output`` say which of the pipes it has.
     Raises ArchiveError, naming the Debian package, when it is missing.
     """
 
@@ -243,7 +243,7 @@ class _Program:
                 cwd=None if directory is None else f"/proc/self/fd/{directory}",
                 # Without TAR_OPTIONS, GZIP and the like.
                 env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},
-                # A Ctrl-C is for us: we end it.
+                # Ctrl-C is for volfs, which then ends it.
                 process_group=0,
             )
         except FileNotFoundError:
@@ -324,7 +324,7 @@ def _pump(
 
 
 def _read_up_to(source: int, size: int) -> bytes:
-    """Read so many bytes, or what there is until the end."""
+    """Read ``size`` bytes, or fewer where the input ends."""
     parts, missing = [], size
     while missing and (part := os.read(source, missing)):
         parts.append(part)

@@ -29,7 +29,7 @@ _ACL = "system.posix_acl_"
 ACL_AGAIN = "trusted.SGI_ACL_"
 """How XFS shows root the same ACL once more, in a form of its own."""
 _MUST_BE_KEPT = ("user.", "trusted.", "security.capability", _ACL)
-"""Attributes that a copy cannot do without; a security module may refuse us its own."""
+"""Attributes that a copy cannot do without; a security module may refuse to have its own set."""
 
 
 class NoReflinksError(Exception):
@@ -40,8 +40,8 @@ class Duplicator:
     """Makes duplicates on one filesystem, and remembers what it can do there.
 
     ``cloned`` and ``copied`` count the files that hold data, by whether they share it with
-    their source. ``tick`` is called with each number of bytes that got somewhere; what it
-    raises ends the work. With ``only_reflinked`` NoReflinksError is raised on a filesystem that
+    their source. ``tick`` is called with the number of bytes of each step; what it raises ends the
+    work. With ``only_reflinked`` NoReflinksError is raised on a filesystem that
     shares no data; single files that cannot share theirs are copied even so.
     """
 

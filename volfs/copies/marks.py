@@ -1,15 +1,14 @@
 """Telling whether anything in a tree has changed since it was looked at.
 
-Each inode gets a mark, of its change time, modification time and size; a directory's tells of
-the names in it too. If in a later walk all marks are the same, nothing has changed from the end
-of the one walk to the beginning of the other.
+Each inode gets a mark made of its change time, modification time and size, which for a directory
+tell of the names in it too. If in a later walk all marks are the same, nothing has changed from the
+end of the one walk to the beginning of the other.
 
 A change can hide in the granularity of change times, which were those of the clock's ticks
-before Linux 6.13: a mark taken within that time of a change is not trusted. What else is not
-seen: writes through mappings to pages that were dirty already (see file.settle), on
-filesystems that never write back (tmpfs), or by other hosts on network filesystems whose clocks
-or caches differ; direct writes that are under way for longer than a tick. After a change of the
-clock backwards, a time can recur.
+before Linux 6.13: a mark taken within that time of a change is not trusted. Also not seen: writes
+through mappings to pages that were dirty already (see file.settle), where a filesystem never writes
+back (tmpfs); changes by other hosts on network filesystems whose clocks or caches differ; direct
+writes that take longer than a tick. When the clock is set back, a time can recur.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from volfs.linux.syscalls import syncfs
 from volfs.linux.walking import LostError, Step, Walk
 
 ROUNDS = 6
-"""Walks through a tree before those that change it have won."""
+"""Walks through a tree at most, while others go on changing it."""
 _TOLD = 10
 _TICK = 20_000_000
 """Nanoseconds between two change times that may be the same: twice the slowest clock's tick."""
@@ -31,7 +30,7 @@ _WHOLE_SECONDS = 2_000_000_000
 """The same, for filesystems that keep no fractions."""
 
 
-class Changes:
+class Differences:
     """What one walk found changed."""
 
     def __init__(self) -> None:
@@ -43,7 +42,7 @@ class Changes:
         """Whether the walk was given up."""
 
     def add(self, walk: Walk, name: str) -> None:
-        """Count what has a name where ``walk`` is."""
+        """Count the entry ``name`` of the directory that ``walk`` is in."""
         self.count += 1
         if len(self.examples) < _TOLD:
             self.examples.append(walk.place(name))
@@ -57,12 +56,12 @@ class MarkedWalk(Walk):
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
         super().__init__(stopping)
-        self.changes = Changes()
+        self.changes = Differences()
         self._known: dict[int, int | None] = {}
 
-    def look(self, top: int) -> Changes:
+    def look(self, top: int) -> Differences:
         """Walk once more; return what has changed since the last time."""
-        self.changes = Changes()
+        self.changes = Differences()
         try:
             self.walk(top)
         except LostError:
@@ -71,7 +70,7 @@ class MarkedWalk(Walk):
         return self.changes
 
     def is_known(self, status: os.stat_result, copy: int) -> bool:
-        """Return whether an inode is as it was, and ``copy`` the inode that is its copy."""
+        """Return whether an inode is as it was, and its copy is still the inode ``copy``."""
         return self._known.get(_key(status)) == _mark(status, copy)
 
     def know(self, status: os.stat_result, taken: int, copy: int) -> None:

@@ -6,7 +6,7 @@ inode was as it had been copied, from before the copying ended until after the w
 copy is the state of any moment between the two. Where changes are still found after some
 rounds, they are reported. With reflinks each file is copied in one step, so the window is small.
 
-What a program has not yet written is no part of it; what else is not seen: see marks.
+What a program has not yet written is not in the copy; ``marks`` says what else is not seen.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class _Copier(MarkedWalk):
             step.touched = True
 
     def _directory(self, name: str, parent: Step) -> tuple[int, bool]:
-        """Open the copy of a directory, and return whether it was made for that."""
+        """Open the copy of a directory; return whether it had to be made."""
         try:
             try:
                 return os.open(name, DIRECTORY, dir_fd=parent.dst), False
@@ -156,10 +156,10 @@ class _Copier(MarkedWalk):
         self._put_aside(name, step.dst)
 
     def _put_aside(self, name: str, dir_fd: int) -> None:
-        """Move whatever has a name to the scratch directory.
+        """Move the entry ``name`` to the scratch directory.
 
-        There it keeps its inode number until the end: if another file got that, it would be
-        taken for the copy that this was.
+        There it keeps its inode number until the end: another file with that number would be taken
+        for the copy that this was.
         """
         self._aside += 1
         aside = f"aside-{self._aside}"
@@ -227,7 +227,8 @@ class _Copier(MarkedWalk):
         except OSError as error:
             if error.errno != errno.EMLINK:
                 raise
-            # The source has as many names as there can be: ours in the scratch is one too many.
+            # The source has as many names as there can be: the one in the scratch directory is one
+            # too many.
             os.rename(home, name, src_dir_fd=self._scratch, dst_dir_fd=step.dst)
 
     def _make(self, name: str, dir_fd: int, src: int, status: os.stat_result, taken: int) -> None:
@@ -260,7 +261,7 @@ def closing(fd: int) -> Iterator[int]:
 
 
 def _reopened(fd: int) -> int:
-    """Open for reading what is open with O_PATH: a file, and never what has its name by now."""
+    """Open for reading what is open with O_PATH: that file, never what has its name by now."""
     place, flags = f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC
     try:
         return os.open(place, flags | os.O_NOATIME)

@@ -1,7 +1,7 @@
 """The volume plugin protocol over HTTP, as an ASGI application.
 
 moby heeds ``Err`` in an answer of any status, podman only where the status is not 200. So every
-failure is answered with another one; that Get finds no volume counts as no failure.
+failure is answered with another status. That Get finds no volume is not a failure.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def make_application(
 ) -> ASGIApp:
     """Return the application that lets ``plugin`` answer.
 
-    Of a request that is too large so many more bytes are read, for at most so many seconds.
+    ``surplus`` and ``surplus_timeout``: how much of an oversized request is still read, in bytes,
+    and for how many seconds.
     """
     routes = [Route(path, _endpoint(call), methods=["POST"]) for path, call in plugin.calls.items()]
     application = Starlette(routes=routes, exception_handlers={HTTPException: _refuse})
@@ -134,7 +135,7 @@ class _Bounded:
 
 
 async def _read(receive: Receive) -> bytes | None:
-    """Return the body; None when the client went away amid it. Raises _TooLargeError."""
+    """Return the body; None when the client went away before its end. Raises _TooLargeError."""
     body = bytearray()
     while True:
         message = await receive()
@@ -148,7 +149,7 @@ async def _read(receive: Receive) -> bytes | None:
 
 
 async def _skip(receive: Receive, most: int | None) -> None:
-    """Take what comes until the request ends, or the client, or it was more than ``most``."""
+    """Discard what comes until the request or the client ends, or it was more than ``most``."""
     skipped = 0
     while most is None or skipped <= most:
         message = await receive()

@@ -17,7 +17,7 @@ DEFAULT = "/run/docker/plugins/volfs.sock"
 """Where dockerd looks for the plugin ``volfs``."""
 
 _PATH_MAX = 107
-"""Bytes of a socket's path at most: sun_path less its zero (unix(7))."""
+"""Longest path of a socket in bytes: sun_path without its final zero (unix(7))."""
 
 _BACKLOG = 4096
 """Clients that wait to be accepted; beyond net.core.somaxconn they fail."""
@@ -32,8 +32,8 @@ class Listener:
     def __init__(self, path: str) -> None:
         """Listen at the absolute path ``path``, making its directory when it is missing.
 
-        Raises PluginError when somebody else listens there, something that is no socket is in
-        the way, or it cannot be for another reason.
+        Raises PluginError when somebody else listens there, something that is no socket is in the
+        way, or the socket cannot be made for another reason.
         """
         self.path = path
         if len(os.fsencode(path)) > _PATH_MAX:
@@ -46,7 +46,7 @@ class Listener:
             with _alone_in(os.path.dirname(path)):
                 _make_way(path)
                 self._socket = _listen(path)
-                self._identity = _identity(path)
+                self._inode = _inode(path)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
                 raise _in_use(path) from None
@@ -59,9 +59,9 @@ class Listener:
         return os.dup(self._socket.fileno())
 
     def remove(self) -> None:
-        """Remove the socket's name, unless another has taken it. Who is connected stays so."""
+        """Remove the socket's name, unless another has taken it. Connected clients stay."""
         with suppress(OSError), _alone_in(os.path.dirname(self.path)):
-            if _identity(self.path) == self._identity:
+            if _inode(self.path) == self._inode:
                 os.unlink(self.path)
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ def _listen(path: str) -> socket.socket:
     return listening
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _inode(path: str) -> tuple[int, int]:
     status = os.lstat(path)
     return status.st_dev, status.st_ino
 

@@ -31,7 +31,7 @@ class MalformedError(ValueError):
 class Request:
     """What any of the requests can say. Fields that are missing or null are empty.
 
-    ``id`` stands for the container that uses the volume; podman says the same for all.
+    ``id`` stands for the container that uses the volume; podman gives the same one for all.
     """
 
     name: str = ""
@@ -46,11 +46,11 @@ def parse(body: bytes) -> Request:
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError) as error:
-        raise MalformedError(f"the request is no JSON: {error}") from None
+        raise MalformedError(f"the request is not JSON: {error}") from None
     if fields is None:
         return Request()
     if not isinstance(fields, dict):
-        raise MalformedError("the request is no JSON object")
+        raise MalformedError("the request is not a JSON object")
     options = fields.get("Opts")
     if options is None:
         options = {}
@@ -74,7 +74,7 @@ def _is_text(value: object) -> bool:
 
 def encode(reply: Reply) -> bytes:
     """Return the reply as the bytes of its JSON."""
-    # In ASCII, which can say also what is no valid UTF-8.
+    # In ASCII, which can also express what is not valid UTF-8.
     return json.dumps(reply).encode()
 
 
@@ -84,7 +84,7 @@ def failure(message: str) -> Reply:
 
 
 def time_text(time: datetime | None) -> str | None:
-    """Return a time as moby wants it (RFC 3339); None where it cannot be said so."""
+    """Return a time as moby wants it (RFC 3339); None where it cannot be written so."""
     if time is None:
         return None
     try:

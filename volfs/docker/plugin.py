@@ -31,7 +31,7 @@ BY = "docker volume plugin"
 """For whom volumes are removed, in the record of the trash."""
 
 LABEL = "label."
-"""The create options that begin so are labels."""
+"""Create options that begin with this are labels."""
 
 _LOOKING = 16
 _CHANGING = 48
@@ -104,14 +104,14 @@ class VolumePlugin:
     # Changing
 
     async def create(self, request: Request) -> Reply:
-        """Make a volume. One that is there already is as good if it is what is asked for."""
+        """Make a volume, or accept one that is there already and is what is asked for."""
         labels, options = {}, {}
         for key, value in request.options.items():
             if key.startswith(LABEL):
                 labels[key.removeprefix(LABEL)] = value
             else:
                 options[key] = value
-        # As with Docker's local driver; a daemon of another user can give nothing away.
+        # As with Docker's local driver; a daemon that is not root can give nothing away.
         owner = Owner(os.geteuid(), os.getegid(), 0o755)
         await self._change(partial(self._create, NewVolume(request.name, options, labels, owner)))
         return {}
@@ -153,7 +153,7 @@ class VolumePlugin:
         return {"Mountpoint": place}
 
     async def unmount(self, request: Request) -> Reply:
-        """Note that a container no longer uses the volume. It need not have been known to."""
+        """Note that a container no longer uses the volume, whether it was known to or not."""
         try:
             check_name(request.name)
         except InvalidNameError:
@@ -186,7 +186,7 @@ class VolumePlugin:
         return {"Mountpoint": place}
 
     async def get(self, request: Request) -> Reply:
-        """Describe a volume. That there is none is no failure, but an answer."""
+        """Describe a volume. That there is none is an answer, not a failure."""
         try:
             return {"Volume": await self._look(partial(self._describe, request.name))}
         except VolumeNotFoundError:
@@ -223,7 +223,7 @@ class VolumePlugin:
 
     async def _in_thread(self, call: Callable[[], T], limiter: trio.CapacityLimiter) -> T:
         def separately() -> T:
-            # In the process of a tree, whose threads act as others and do without CAP_FSETID.
+            # This may be the process of a tree, whose threads act as others and have no CAP_FSETID.
             self._identity.separate_umask()
             with KeepingSetgid():
                 return call()

@@ -19,7 +19,7 @@ class Agreement:
 
     ``device``: the descriptor of the FUSE device on which requests are answered; -1 where pyfuse3
     brings them. ``lists_by_inode``: directories are listed without having been opened.
-    ``maps_direct``: a file that is open past the page cache can be mapped. ``says_when_to_clear``:
+    ``maps_direct``: a file opened to bypass the page cache can be mapped. ``says_when_to_clear``:
     requests say whether a change takes set-user-ID and set-group-ID bits away. ``passthrough``:
     the kernel can read and write backing files itself; ``why_not`` says why it cannot.
     """
@@ -38,7 +38,7 @@ class Agreement:
 
 
 PLAIN = Agreement()
-"""What holds for a mount of which nothing was negotiated."""
+"""What holds for a mount for which nothing was negotiated."""
 
 
 class Connection:

@@ -67,7 +67,7 @@ static PyObject *py_setfsids(PyObject *module, PyObject *const *args, Py_ssize_t
     int64_t n[2]; /* uid, gid */
     if (!numbers(args, count, 2, n))
         return NULL;
-    /* From root's to another's, the group first; back, it makes no difference. */
+    /* The group first, while still root; on the way back it makes no difference. */
     setfsgid((gid_t)n[1]);
     setfsuid((uid_t)n[0]);
     Py_RETURN_NONE;

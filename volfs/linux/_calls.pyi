@@ -26,8 +26,8 @@ def link(fd: int, directory: int, name: bytes, /) -> None:
     """linkat(2) of what ``fd`` refers to, without following it. Needs CAP_DAC_READ_SEARCH."""
 
 def getxattr(fd: int, name: bytes, /) -> bytes | None:
-    """getxattr(2) of what ``fd`` refers to, through /proc; None for an attribute that it has not,
-    as most that are asked for."""
+    """getxattr(2) of what ``fd`` refers to, through /proc; None for an attribute that it does not
+    have, as is the case for most that are asked for."""
 
 def name_to_handle_at(fd: int, /) -> tuple[bytes, int]:
     """handle_type and f_handle of the file handle of what ``fd`` refers to, as bytes, and the id

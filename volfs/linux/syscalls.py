@@ -84,7 +84,7 @@ def syncfs(fd: int) -> None:
         raise _fail()
 
 
-# With 64-bit offsets everywhere; C libraries without the second name have no others.
+# With 64-bit offsets everywhere: C libraries without fallocate64 have no shorter ones.
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
 _fallocate.argtypes = (c_int, c_int, c_int64, c_int64)
 
@@ -171,7 +171,7 @@ _SYS_UTIMENSAT = (
 
 
 NOW = 1 << 127
-"""A time for ``utimensat`` beyond any that can be written: the kernel's own idea of now."""
+"""A time for ``utimensat`` beyond any real one: the kernel's own idea of now."""
 
 
 def _timespec(time_ns: int | None) -> _Timespec:
@@ -208,9 +208,8 @@ def name_to_handle_at(fd: int) -> tuple[bytes, int]:
     """Return the file handle of what ``fd`` refers to, and the id of the mount it is seen on.
 
     The bytes hold handle_type and f_handle of name_to_handle_at(2); they name the inode with
-    its generation, so two files that had the same inode number one after the other have
-    different handles.
-    Raises OSError(EOPNOTSUPP) where the filesystem has no handles.
+    its generation, so two files that had the same inode number one after the other have different
+    file handles. Raises OSError(EOPNOTSUPP) where the filesystem has no file handles.
     """
     buffer = ctypes.create_string_buffer(8 + _MAX_HANDLE_SZ)
     struct.pack_into("I", buffer, 0, _MAX_HANDLE_SZ)
@@ -222,7 +221,7 @@ def name_to_handle_at(fd: int) -> tuple[bytes, int]:
 
 
 def open_by_handle_at(mount_fd: int, handle: bytes, flags: int) -> int:
-    """Open the file of a handle from name_to_handle_at (open_by_handle_at(2)).
+    """Open what a file handle from name_to_handle_at names (open_by_handle_at(2)).
 
     ``mount_fd`` is any descriptor on the same mount opened without O_PATH. Needs
     CAP_DAC_READ_SEARCH. Raises OSError(ESTALE) when the file is gone.
@@ -312,7 +311,7 @@ def umount2(target: bytes, flags: int = 0) -> None:
 
 
 NO_HANDLES = frozenset((errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EOVERFLOW))
-"""What name_to_handle_at and open_by_handle_at answer where handles cannot be used."""
+"""What name_to_handle_at and open_by_handle_at answer where file handles cannot be used."""
 
 _libc.fstatfs.argtypes = (c_int, c_void_p)
 

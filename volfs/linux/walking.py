@@ -36,7 +36,7 @@ class Step:
         self.src = src
         """The directory; -1 while it is not kept open."""
         self.dst = -1
-        """A directory beside it, if whoever walks has one."""
+        """Its counterpart elsewhere, for a walk that has one."""
         self.status = status
         """As it was before it was listed."""
         self.taken = time.time_ns()
@@ -44,7 +44,7 @@ class Step:
         self.below: list[str] = []
         """The directories in it that are still to be entered."""
         self.names: set[str] | None = None
-        """All names in it, if whoever walks wants to know."""
+        """All names in it, for a walk that wants them."""
         self.known = False
         """Whether it is as it was in an earlier walk."""
         self.touched = False
@@ -54,7 +54,7 @@ class Step:
 class Walk(ABC):
     """A walk through a tree; what is met is handled by the methods of a subclass.
 
-    Directories of which another mount covers the tree are not entered.
+    Directories covered by another mount are not entered.
     """
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
@@ -68,7 +68,7 @@ class Walk(ABC):
         the methods, with the place in the tree as their file name.
         """
         try:
-            # Not a duplicate: the position of reading is shared between those.
+            # Not a duplicate: duplicates share the reading position.
             self._down("", _open_quietly(top, "."), None)
             while self._steps:
                 step = self._steps[-1]
@@ -91,11 +91,11 @@ class Walk(ABC):
 
     @abstractmethod
     def meet(self, step: Step, entry: os.DirEntry[str]) -> None:
-        """There is something in a directory that is no directory."""
+        """An entry that is no directory was found."""
 
     @abstractmethod
     def leave(self, step: Step) -> None:
-        """All in a directory was met, and all below it."""
+        """All in a directory and below it has been met."""
 
     @abstractmethod
     def miss(self, step: Step, name: str, covered: bool) -> None:
@@ -163,7 +163,7 @@ class Walk(ABC):
 
 
 def open_beneath(dir_fd: int, name: str, flags: int) -> int:
-    """Open ``name`` in a directory: itself if it is a link, and nothing that is mounted there.
+    """Open ``name`` in a directory: a link itself, and never what is mounted there.
 
     Raises OSError(EXDEV) for a mount point.
     """
@@ -181,7 +181,7 @@ def open_beneath(dir_fd: int, name: str, flags: int) -> int:
 
 
 def _open_quietly(dir_fd: int, name: str) -> int:
-    """Open a directory so that listing it leaves its access time alone, if that is ours to say."""
+    """Open a directory so that listing it leaves its access time alone, where that is allowed."""
     try:
         return open_beneath(dir_fd, name, DIRECTORY | os.O_NOATIME)
     except PermissionError:

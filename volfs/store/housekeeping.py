@@ -26,7 +26,7 @@ async def housekeep(
 ) -> None:
     """Do the chores now and every ``interval`` seconds, until ``stopping()`` turns true.
 
-    ``wait`` returns when there is something to do, or to end for, before that. What fails is
+    ``wait`` returns early when there is something to do, or it is time to end. What fails is
     logged, and tried again the next time.
     """
     while not stopping():

@@ -1,4 +1,4 @@
-"""NameLocks: changes of one volume follow each other, those of others do not wait for them."""
+"""NameLocks: changes of one volume wait for each other, and for those of no other volume."""
 
 from __future__ import annotations
 

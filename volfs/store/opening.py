@@ -41,8 +41,8 @@ def open_scope(
     The store's holders are the references kept in the scope, the mounts of every namespace and
     the files open through any tree; without ``open_files`` only through trees of others: a tree's
     own daemon knows better what is open in it.
-    They are looked for whenever somebody asks; with ``once`` they are as they were when first
-    asked for, which is for programs that soon end. ``keep_removed``: see LocalDriver. Raises
+    They are looked for each time somebody asks; with ``once``, for programs that soon end, the
+    first time only. ``keep_removed``: see LocalDriver. Raises
     ScopeError.
     """
     driver = LocalDriver(scope, keep_removed=keep_removed)

@@ -136,7 +136,7 @@ class VolumeStore:
             return maker.create(new)
 
     def make(self, new: NewVolume | str, *, driver: str | None = None) -> tuple[Volume, int]:
-        """Make a volume that was not there, by ``driver`` or the default one: see Driver.make.
+        """Make a new volume, by ``driver`` or the default one: see Driver.make.
 
         Raises UnknownDriverError too.
         """
@@ -157,7 +157,7 @@ class VolumeStore:
 
     @contextmanager
     def _vacant(self, name: str) -> Iterator[None]:
-        """In here a volume can be made of a name that none has. Raises VolumeExistsError."""
+        """Inside, no volume has the name, and one can be made. Raises VolumeExistsError."""
         with self._locks.held(name):
             if self._driver_having(name) is not None:
                 raise VolumeExistsError(f"volume {name!r} exists already")
@@ -166,9 +166,9 @@ class VolumeStore:
 
     @contextmanager
     def _afresh(self, name: str) -> Iterator[None]:
-        """In here a volume is made that was not there.
+        """Inside, a new volume is made.
 
-        References that are kept for its name are to one that somebody deleted by hand. They are
+        References kept for its name are to an earlier one that somebody deleted by hand. They are
         forgotten once it is made, and nobody can acquire it before.
         """
         if not self._references.of(name):
@@ -205,7 +205,7 @@ class VolumeStore:
     def rename(self, name: str, new_name: str, *, permit: Permit | None = None) -> Volume:
         """Give a volume another name: see Driver.rename; ``permit``: see ``remove``.
 
-        Raises VolumeInUseError while a reference or a mount holds it: whoever that is knows the
+        Raises VolumeInUseError while a reference or a mount holds it: such a holder knows the
         volume by its name. Open files do not matter.
         """
         with self._locks.held(name, new_name):
@@ -251,7 +251,7 @@ class VolumeStore:
     ) -> Volume:
         """Replace the labels of a volume by what ``change`` makes of them, and return it.
 
-        One change follows another, those of other processes too: none is lost. What ``change``
+        Changes are made one after the other, across processes too: none is lost. What ``change``
         raises leaves the labels as they are.
         """
         with self._locks.held(name), self._references.held(name):
@@ -271,7 +271,7 @@ class VolumeStore:
         on_progress: Callable[[int], None] | None = None,
         stopping: Callable[[], bool] = never,
     ) -> tuple[Volume, CopyReport]:
-        """Make a volume that was not there a copy of ``source``: see CopyingDriver.clone.
+        """Make a new volume that is a copy of ``source``: see CopyingDriver.clone.
 
         Raises UnsupportedError too, when the driver of the source cannot copy.
         """
@@ -281,7 +281,7 @@ class VolumeStore:
             return driver.clone(source, new, on_progress=on_progress, stopping=stopping)
 
     def make_filled(self, new: NewVolume | str, fill: Fill, *, driver: str | None = None) -> Volume:
-        """Make a volume of what ``fill`` puts into it, by ``driver`` or the default one.
+        """Make a new volume with what ``fill`` puts into it, by ``driver`` or the default one.
 
         See CopyingDriver.make_filled. Raises UnknownDriverError and UnsupportedError too.
         """
@@ -292,11 +292,11 @@ class VolumeStore:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[tuple[int, CopyReport | None]]:
-        """Yield a descriptor of a volume's data for somebody who reads all of it.
+        """Yield a descriptor of a volume's data, to read all of it, and how it was copied.
 
-        Where the driver can freeze it, it is that of a copy, with the report on how that was
-        made. Else it is that of the data itself, which others may change meanwhile, and None.
-        Raises VolumeNotFoundError, and what CopyingDriver.frozen_copy raises.
+        Where the driver can make one, the descriptor is that of a frozen copy. Otherwise it is that
+        of the data itself, which others may change meanwhile, and the report is None. Raises
+        VolumeNotFoundError, and what CopyingDriver.frozen_copy raises.
         """
         volume = self.get(name)
         driver = self._driver_of(volume)
@@ -311,9 +311,9 @@ class VolumeStore:
             yield fd, None
 
     def tidy(self, stopping: Callable[[], bool] = never) -> None:
-        """Delete what was left by those who were killed while they copied, until ``stopping()``.
+        """Delete what killed processes left of their copies, until ``stopping()``.
 
-        It is a part of ``housekeep`` that touches nothing else.
+        This is the part of ``housekeep`` that touches nothing else.
         """
         for driver in self._in_order:
             if isinstance(driver, CopyingDriver):
@@ -348,7 +348,7 @@ class VolumeStore:
     # Who holds it
 
     def acquire(self, name: str, reference: str) -> Volume:
-        """Note that ``reference`` uses the volume, and return it. Once is as good as twice.
+        """Note that ``reference`` uses the volume, and return the volume. Idempotent.
 
         The volume cannot be removed or renamed until the reference is released, or its holder
         is gone (see References.drop_stale). Raises VolumeNotFoundError, OSError(EINVAL) when
@@ -378,7 +378,7 @@ class VolumeStore:
         self._sources.append(source)
 
     def holders(self, name: str) -> builtins.list[Holder]:
-        """Return all that holds the volume ``name``. Raises VolumeNotFoundError."""
+        """Return all holders of the volume ``name``. Raises VolumeNotFoundError."""
         return self._holders(self.get(name))
 
     def _holders(self, volume: Volume) -> builtins.list[Holder]:
@@ -406,7 +406,7 @@ class VolumeStore:
     def housekeep(self, stopping: Callable[[], bool]) -> None:
         """Let every driver do its chores (see Driver.housekeep), and drop stale references.
 
-        What one of them fails with is logged, so that the others get their turn.
+        A failure of one is logged, and the others get their turn.
         """
         try:
             self._drop_stale_references()

@@ -23,7 +23,7 @@ _MACHINE_ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A machine (machine-id(5), else its host name) and which of its boots it is."""
+    """A machine (machine-id(5), else its host name) and one of its boots."""
 
     host: str
     boot: str
@@ -75,7 +75,7 @@ class ReferenceTable(Protocol):
         ...
 
     def add(self, name: str, id: str) -> None:
-        """Note a reference, anew if it is known. Only while ``held(name, shared=True)``.
+        """Note a reference, or renew it if it is known. Only while ``held(name, shared=True)``.
 
         Raises OSError(EINVAL) when the id is longer than ID_MAX.
         """

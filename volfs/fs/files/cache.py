@@ -24,7 +24,7 @@ class CachePolicy(enum.Enum):
         """For the attributes of a file with this st_mode, in seconds.
 
         Writing to a file with a set-user-id or set-group-id bit takes that away without the
-        kernel being told, so it does not keep the attributes of such a file.
+        kernel being told, so the attributes of such a file are not kept.
         """
         return 0.0 if mode & 0o6000 and mode & 0o170000 == stat.S_IFREG else self.timeout
 

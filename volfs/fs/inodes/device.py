@@ -32,7 +32,7 @@ _NETWORK = frozenset(
     )
 )
 
-# Inode numbers of filesystems other than the scope's: below 2^48, so that programs that have them
+# Inode numbers of filesystems other than the scope's: below 2^48, so that programs that hold them
 # as doubles or signed numbers (Node.js, Java) do not confuse them. The top bit; then 14 bits for
 # the filesystem and 32 for the number; or, where that has more, the next bit and 46 of a hash.
 _FOREIGN = 1 << 47
@@ -61,10 +61,10 @@ class Device:
 
     ``slow``: its calls can block for long and must not run on the event loop.
     ``anchor``: what its files are found again with, None where file handles do not work, or while
-    none of them is known. ``known``: how many are. ``nowait``: preadv2's RWF_NOWAIT works on it.
-    ``passthrough``: as far as is known, the kernel can read its files itself.
+    none of them is known. ``known``: how many of its files are. ``nowait``: preadv2's RWF_NOWAIT
+    works on it. ``passthrough``: as far as is known, the kernel can read its files itself.
     ``reserves``: it keeps blocks for root.
-    ``base``: of the numbers that users see of its files; 0 where these are the files' own.
+    ``base``: where the numbers that users see of its files begin; 0 where these are the files' own.
     """
 
     __slots__ = (
@@ -80,7 +80,7 @@ class Device:
     )
 
     def __init__(self, dev: int, fd: int, *, main: bool, taken: Collection[int] = ()) -> None:
-        """``fd`` is a descriptor on it; ``taken`` are the bases of others."""
+        """``fd`` is a descriptor on it; ``taken`` are the bases of other devices."""
         self.dev = dev
         self.slow = syscalls.filesystem_type(fd) in _NETWORK
         self.nowait = True
@@ -93,11 +93,11 @@ class Device:
         self.base = 0 if main else _base(status.f_fsid or dev, taken)
 
     def node_id(self, ino: int) -> int:
-        """The number that users see of inode number ``ino``, and its node id if that is free:
-        itself on the scope's filesystem.
+        """The number that users see for inode number ``ino``, and its node id if that is free. On
+        the scope's filesystem it is ``ino`` itself.
 
-        A pure function, so that numbers stay over forgetting and remounting. (As long as two
-        filesystems do not have the same 14 bits: then the one that is met first has them.)
+        A pure function, so that numbers stay over forgetting and remounting. (Unless two
+        filesystems have the same 14 bits: then the one that is met first has them.)
         """
         if not self.base and ino != 0:
             return ino
@@ -115,8 +115,8 @@ def open_anchor(fd: int) -> Anchor | None:
     anchor = -1
     try:
         anchor = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-        handle, mount_id = syscalls.name_to_handle_at(anchor)
-        os.close(syscalls.open_by_handle_at(anchor, handle, os.O_PATH))
+        file_handle, mount_id = syscalls.name_to_handle_at(anchor)
+        os.close(syscalls.open_by_handle_at(anchor, file_handle, os.O_PATH))
     except OSError as error:
         log.debug("no file handles on the device of descriptor %d: %s", fd, error)
         if anchor >= 0:

@@ -32,9 +32,10 @@ class Handle:
 class Listed:
     """What Listings has noted of an inode.
 
-    ``told``: it was replied by a listing in such a way that we hear if its attributes are asked
-    for. ``searched``: (a directory) how many entries were asked for since it was listed, the last
-    at ``searched_at`` (time.monotonic). ``bare``: it was listed without attributes.
+    ``told``: a listing replied it without letting the kernel keep its attributes, so that the
+    kernel has to ask for them. ``searched``: (a directory) how many entries were asked for since it
+    was listed, the last at ``searched_at`` (time.monotonic). ``bare``: it was listed without
+    attributes.
     """
 
     __slots__ = ("bare", "searched", "searched_at", "told")
@@ -49,15 +50,14 @@ class Listed:
 class Inode:
     """One inode the kernel knows.
 
-    ``number``: the inode number that users see, and its node id unless another has that.
+    ``number``: the inode number that users see, and its node id unless another inode has that.
     ``generation``: how many files had its node id before. ``replaced``: its number was given to
     another file. ``forgotten``: the kernel does not know it any more. ``fd``: its O_PATH
     descriptor, or -1.
-    ``birth``: when it was made (nanoseconds since 1970, 0 if not known), and ``young``: nothing has
-    kept its number from being given away since so soon after, that another could have been made
-    at the same time. See reaching.is_same.
-    ``file_handle``: the filesystem's handle of it, once it was needed; ``reopens``: whether that
-    leads back to it on the mount it was seen on. ``parent``, ``name``: where it was seen last.
+    ``birth``: when it was made (nanoseconds since 1970, 0 if not known). ``young``: it was last
+    pinned so soon after its birth that another file with its number can have the same one. See
+    reaching.is_same. ``file_handle``: the filesystem's, once it was needed; ``reopens``: whether
+    that leads back to it on the mount it was seen on. ``parent``, ``name``: where it was seen last.
     ``opens``: what is open of it, which pins it. ``pins``: worker threads that use its descriptor.
     ``gone``: its volume was removed. ``listed``: notes of Listings. ``backing``: its backing id
     while it is open for passthrough, else 0. ``locked``: it has or had POSIX locks. ``version``:
@@ -128,7 +128,7 @@ class Inode:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether something keeps its number from being given away: a descriptor of ours."""
+        """Whether a descriptor of the daemon's keeps its number from being given away."""
         return self.fd >= 0 or bool(self.opens)
 
     @property
@@ -144,7 +144,7 @@ class Inode:
 
     @property
     def wants_flush(self) -> bool:
-        """Whether each close of a descriptor of it is to be told: there are locks to drop, or the
+        """Whether the kernel is to report each close of it: there are locks to drop, or the
         filesystem has errors to report."""
         return self.locked or self.device.slow
 

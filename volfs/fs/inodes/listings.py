@@ -11,7 +11,7 @@ _REGRET = 8
 """Replies with attributes that follow when a directory was listed without, and then searched."""
 
 _UNKNOWN = 8
-"""One entry in so many may be unknown to the kernel for it to know the directory's entries."""
+"""The kernel counts as knowing a directory while it lacks at most one entry in this many."""
 
 
 class Listings:
@@ -35,7 +35,7 @@ class Listings:
     ) -> bool:
         """Whether the next reply (the ``first`` of a listing?) should carry attributes.
 
-        ``count`` tells how many entries the directory has, up to as many as it is asked for.
+        ``count(most)`` tells how many entries the directory has, at most ``most``.
         """
         listed = directory.listed
         if listed is not None and first and self._kernel_knows(listed, count):
@@ -55,12 +55,12 @@ class Listings:
             listed.bare = True
 
     def told(self, inode: Inode, told: bool) -> None:
-        """Note whether an entry was replied so that we hear if its attributes are asked for."""
+        """Note whether an entry was replied so that the kernel has to ask for its attributes."""
         if told or inode.listed is not None:
             _listed(inode).told = told
 
     def asked_for(self, inode: Inode) -> None:
-        """Note that the attributes of ``inode``, listed so that we are told, are asked for."""
+        """Note that the kernel asks for the attributes of ``inode``, as its listing makes it do."""
         _listed(inode).told = False
         self._attributes_pay(2)
         if inode.parent is not None:
@@ -81,7 +81,7 @@ class Listings:
             self._attributes_pay(_REGRET)
 
     def _kernel_knows(self, listed: Listed, count: Callable[[int], int]) -> bool:
-        """Whether about all entries were looked up so lately that the kernel has them still."""
+        """Whether nearly all entries were looked up so lately that the kernel still has them."""
         known = listed.searched
         if known == 0 or time.monotonic() - listed.searched_at >= self._timeout:
             return False

@@ -41,7 +41,7 @@ class LockRequest(NamedTuple):
     flock: bool = False
 
     def excludes(self, other: LockRequest) -> bool:
-        """Whether not both locks can be had."""
+        """Whether the two locks cannot be held at once."""
         mine, theirs = self.lock, other.lock
         if self.flock != other.flock:
             return False
@@ -50,7 +50,7 @@ class LockRequest(NamedTuple):
         return self.owner != other.owner and _conflict(mine, theirs)
 
     def includes(self, other: LockRequest) -> bool:
-        """Whether what is held outside and keeps ``other`` from its lock keeps this too."""
+        """Whether a lock held outside that keeps ``other`` waiting keeps this waiting too."""
         mine, theirs = self.lock, other.lock
         return (
             self.flock == other.flock
@@ -73,7 +73,8 @@ class LockOwner:
     """Who has record locks on a file, none of which overlaps another.
 
     ``fd``: the open file description they are set on, -1 while there are none. ``pid``: the
-    process that set the first. ``through``: the handles used of whose closing we hear late.
+    process that set the first. ``through``: the handles used whose close is reported only at
+    RELEASE.
     """
 
     __slots__ = ("fd", "held", "pid", "through")
@@ -128,8 +129,8 @@ class LockOwner:
 
 
 class LockedFile:
-    """The locks on one file. ``flocks``: the kind by open file. ``unflushed``: open files of
-    whose closing we hear only when all have closed them."""
+    """The locks on one file. ``flocks``: the kind by open file. ``unflushed``: open files whose
+    close is reported only at RELEASE, when nobody has them open any more."""
 
     __slots__ = ("flocks", "inode", "owners", "unflushed")
 

@@ -38,8 +38,8 @@ class ProcessEnds(Generic[T]):
     def tie(self, thing: T, pid: int) -> None:
         """Tie ``thing`` to a process that is alive.
 
-        Nothing is done where its end cannot be seen: it is not in our pid namespace (pid 0), or
-        no descriptor can be had.
+        Nothing is done where its end cannot be seen: it is not in the daemon's pid namespace (pid
+        0), or no descriptor can be had.
         """
         if self.ended(pid):  # one that had the number before
             self._end(pid)
@@ -64,7 +64,7 @@ class ProcessEnds(Generic[T]):
                 self._forget(pid)
 
     def ended(self, pid: int) -> bool:
-        """Whether the process with this number that something is tied to has ended."""
+        """Whether something is tied to a process of this number, and that process has ended."""
         pidfd = self._pidfds.get(pid)
         if pidfd is None:
             return False
@@ -92,7 +92,7 @@ class ProcessEnds(Generic[T]):
             try:
                 self._told(thing)
             except Exception:
-                log.exception("the end of process %d", pid)
+                log.exception("handling the end of process %d failed", pid)
 
     def _forget(self, pid: int) -> set[T]:
         pidfd = self._pidfds.pop(pid)

@@ -69,7 +69,7 @@ class LockTable:
 
         Of several it is the first in the file, as programs expect of fcntl(2).
 
-        Asked with F_UNLCK, one of the owner's own in that range, as F_OFD_GETLK has it.
+        With F_UNLCK as its kind, one of the owner's own in that range, as F_OFD_GETLK has it.
         """
         inode = handle.inode
         with self._exclusion(inode.device):
@@ -79,7 +79,7 @@ class LockTable:
                 if found:
                     return min(found, key=lambda other: other.start)
             own = file.owners.get(owner) if file is not None else None
-            # Without own locks any description will do: there are no record locks on handles'.
+            # Without locks of its own any description will do: there are none on those of handles.
             fd = own.fd if own is not None and own.fd >= 0 else self._descriptor(handle)
             return conflicting(fd, lock)
 
@@ -147,7 +147,7 @@ class LockTable:
         """Note that nobody has an open file any more (RELEASE) and its descriptor is closed."""
         inode = handle.inode
         if inode not in self._files:
-            return  # as good as always
+            return  # nearly always
         with self._exclusion(inode.device):
             file = self._files.get(inode)
             if file is None:
@@ -182,7 +182,7 @@ class LockTable:
         return tried
 
     def _try_flock(self, file: LockedFile, request: LockRequest) -> tuple[Tried, bool]:
-        """What came of it, and whether others may get more now than before."""
+        """What came of it, and whether others may get now what they could not before."""
         handle, kind = request.handle, request.lock.kind
         had = file.flocks.get(handle)
         if kind == fcntl.F_UNLCK:
@@ -196,7 +196,7 @@ class LockTable:
         try:
             fcntl.flock(self._descriptor(handle), _FLOCKS[kind] | fcntl.LOCK_NB)
         except BlockingIOError:
-            # To convert a lock drops it first, and so for good when it fails (flock(2)).
+            # Converting a lock drops it first, and so for good when it fails (flock(2)).
             file.flocks.pop(handle, None)
             return Tried.HELD_INSIDE if inside else Tried.HELD_OUTSIDE, had is not None
         file.flocks[handle] = kind
@@ -207,7 +207,7 @@ class LockTable:
         freed = False
         owner = file.owners.get(number)
         if owner is not None and lock.pid not in (0, owner.pid) and self._ends.ended(owner.pid):
-            # Another process was given the same number before we were told.
+            # Another process was given the same number before the end of the first was seen.
             owner.close()
             self._forget(file, number)
             owner, freed = None, True
@@ -244,17 +244,17 @@ class LockTable:
         return Tried.SET, freed or weakened
 
     def _watch(self, file: LockedFile, owner: LockOwner, request: LockRequest) -> None:
-        """See to it that the lock just set is dropped when it should."""
+        """See to it that the lock just set is dropped when it should be."""
         inode, handle = file.inode, request.handle
         if not inode.wants_flush:
-            # All that is open now was opened before its closing mattered.
+            # All that is open now was opened without having each close reported.
             file.unflushed.update(
                 opened for opened in inode.opens or () if isinstance(opened, FileHandle)
             )
             inode.locked = True
         if handle in file.unflushed and handle not in owner.through:
-            # A description's locks stay for whoever still has it. Where it cannot be told what
-            # they are, too they stay until RELEASE: to drop one too early is worse.
+            # A description's locks stay for whoever still has it. Where the kind of lock cannot be
+            # told, they stay until RELEASE too: dropping one too early is worse.
             if not owner.through and locks_by_description(request.thread) is False:
                 self._ends.tie((inode, request.owner), owner.pid)
             owner.through.add(handle)
@@ -285,7 +285,7 @@ class LockTable:
             self._files.pop(file.inode, None)
 
     def _exclusion(self, device: Device) -> AbstractContextManager[object]:
-        # Only for slow devices there are calls on other threads than the event loop's.
+        # Only slow devices have calls on threads other than the event loop's.
         if not device.slow:
             return nullcontext()
         return self._exclusions.setdefault(device, threading.Lock())
@@ -294,7 +294,7 @@ class LockTable:
         return await self._run(call, inode) if inode.device.slow else call()
 
     def _is_deadlock(self, request: LockRequest) -> bool:
-        """Whether somebody the request would wait for waits for its owner, at any remove."""
+        """Whether the request would wait for its own owner, directly or through others."""
         seen: set[int] = set()
         to_see = [request]
         while to_see:

@@ -13,9 +13,9 @@ from volfs.fs.locks.held import LockRequest
 
 SOONEST = 0.001
 LATEST = 0.064
-"""Seconds between two tries for a lock that somebody outside the tree holds: from the first,
-each time doubled, up to the second. To wait in the system call would take a thread for each that
-waits, and could not be interrupted."""
+"""Seconds between two tries for a lock that somebody outside the tree holds: SOONEST at first, each
+time doubled, LATEST at most. To wait in the system call would take a thread for each waiter, and
+could not be interrupted."""
 
 
 class Tried(Enum):
@@ -23,15 +23,15 @@ class Tried(Enum):
 
     SET = auto()
     HELD_INSIDE = auto()
-    """Held by somebody in the tree, so that we will hear when it is dropped."""
+    """Held by somebody in the tree, so that it is known here when it is dropped."""
     HELD_OUTSIDE = auto()
 
 
 class LockQueues:
     """Who waits for locks, a queue for each file.
 
-    The first in a queue has the duty of trying for all, in their order: when a lock was dropped
-    in the tree, and from time to time while one waits for what is held outside.
+    The first waiter of a queue tries for all of them, in their order: when a lock was dropped in
+    the tree, and from time to time while one of them waits for what is held outside.
 
     ``attempt`` tries once to set a lock, and ``run`` runs a call in a worker thread.
     """
@@ -76,7 +76,7 @@ class LockQueues:
         waiter = _Waiter(request, tried)
         queue.waiters.append(waiter)
         if inode.device.slow or tried is Tried.HELD_OUTSIDE:
-            # It may have been dropped on our way from the thread; or the first is to look more
+            # It may have been dropped on the way back from the thread; or the first is to look more
             # often from now on.
             queue.waiters[0].woken.set()
         pause = SOONEST
@@ -164,7 +164,7 @@ class _Waiter:
 
 
 class _Queue:
-    """``trying``: while a thread tries, what is set when it has done so."""
+    """``trying``: while a thread tries, the event that it sets when it has done so."""
 
     __slots__ = ("trying", "waiters")
 

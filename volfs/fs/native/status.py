@@ -1,7 +1,7 @@
 """Status: what stat(2) tells of an inode.
 
-Where the C extension is there, its functions make no Python object of each field, which is half
-the work of a small request; without it those of the os module do.
+Where the C extension is built, its functions make no Python object for each field, which would be
+half the work of a small request; otherwise the os module's serve.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ class MadeStatus:
 def birth_ns(status: Status) -> int:
     """When the inode was made, in nanoseconds since 1970; 0 where that is not known.
 
-    Known to the C extension only; with the number it tells an inode from all that had the number
-    before, but for those of the same tick of the clock.
+    Known to the C extension only. Together with the number it tells an inode from all earlier ones
+    with that number, unless both were made in the same tick of the clock.
     """
     found: int = getattr(status, "birth_ns", 0)
     return found

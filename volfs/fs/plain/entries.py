@@ -51,8 +51,8 @@ class Entries:
     def missing(self, name: bytes, *, in_root: bool) -> EntryAttributes:
         """The reply for a name that is not there: kept for as long as one that is.
 
-        A volume that is not there is asked for again each time: who makes one beside the mount
-        wants to see it at once.
+        A volume that is not there is asked for again each time: one made beside the mount is to be
+        seen at once.
 
         Node id 0 is ENOENT to the kernel (fuse_lookup_name in fs/fuse/dir.c), with a timeout.
         """
@@ -108,7 +108,7 @@ class Entries:
                 continue  # deleted since it was read
             except OSError:
                 if replied:
-                    return  # what there is counts as looked up; the next request meets the error
+                    return  # what was replied counts as looked up; the next request meets the error
                 raise
             if not room:
                 return
@@ -125,7 +125,7 @@ class Entries:
         except FileNotFoundError:
             raise
         except OSError:
-            # Not to be looked at, which a look-up tells. At node id 0 the kernel keeps nothing.
+            # It cannot be looked at: a look-up tells why. At node id 0 the kernel keeps nothing.
             return pyfuse3.readdir_reply(token, name, EntryAttributes(), position)
         if not pyfuse3.readdir_reply(token, name, self.attributes(child, status), position):
             self._inodes.discard(child)

@@ -20,7 +20,7 @@ _LABEL_PREFIX = b"volfs.label."
 
 
 class VolumeAttributes:
-    """Of a volume's top directory what the store knows, of the root counters.
+    """A volume's top directory has what the store knows of it, the root has counters.
 
     ``statistics`` gives the counters, for finding leaks.
     """

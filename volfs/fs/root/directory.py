@@ -84,7 +84,7 @@ class Root:
         return self.getattr()
 
     def lookup(self, name: bytes) -> Found | None:
-        """The volume ``name``, None if there is none. May block, unless ``is_quick`` says no."""
+        """The volume ``name``, None if there is none. May block, unless ``is_quick``."""
         try:
             volume = self._store.get(name.decode())
             fd = open_top(volume)
@@ -110,7 +110,7 @@ class Root:
         """Offset, name and volume of each entry after offset ``start``. May block.
 
         Offsets 1 and 2 are those of the dots; each name then has a number of its own, so that a
-        listing goes on right whatever has come and gone. What is yielded is counted as looked up.
+        listing goes on correctly whatever has come and gone. What is yielded counts as looked up.
         """
         if start == 0 or handle.entries is None:
             handle.entries = self._list()
@@ -136,7 +136,7 @@ class Root:
     # -- volumes coming and going; all of these may block
 
     def mkdir(self, name: bytes, mode: int, ctx: Requester) -> Found:
-        """Make a volume that is the caller's."""
+        """Make a volume that belongs to the caller."""
         text = _volume_name(name)
         # As mkdir(2): of the mode, only permission bits and the sticky bit count.
         owner = Owner(ctx.uid, ctx.gid, mode & ~ctx.umask & 0o1777)

@@ -38,7 +38,7 @@ int answer(int fd, uint64_t unique, int error, const void *body, size_t length)
     return written < 0 ? errno : 0;
 }
 
-/* Let Python take back what the answer that nobody received had given away. */
+/* Let Python take back what an answer gave away that nobody received. */
 static void abandoned(uint32_t opcode, uint64_t unique, const void *body, size_t length)
 {
     PyObject *callback = tap.on_abandoned;

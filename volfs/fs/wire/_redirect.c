@@ -44,7 +44,7 @@ static void find_slot(struct search *search)
     size_t jumps_size = 0, others_size = 0;
     for (const ElfW(Dyn) *entry = search->map->l_ld; entry->d_tag != DT_NULL; entry++) {
         ElfW(Addr) value = entry->d_un.d_ptr;
-        /* glibc has made addresses of offsets here, musl has not. */
+        /* glibc has turned offsets into addresses here, musl has not. */
         ElfW(Addr) address = value < base ? base + value : value;
         switch (entry->d_tag) {
         case DT_SYMTAB: symbols = address; break;

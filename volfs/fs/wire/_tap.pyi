@@ -34,8 +34,8 @@ def on_request(
 
     - bytes, or another contiguous buffer: the body of a successful reply;
     - an errno, 1 to 511: an error reply; 0: success with an empty body;
-    - None: the request is answered by reply(), for which the event loop is needed;
-    - Ellipsis: it is answered by reply(), for which it is not: another thread does;
+    - None: the request is answered by reply() later, for which the event loop has to run;
+    - Ellipsis: another thread answers it by reply(), without the event loop;
     - NotImplemented: the request goes on to libfuse as if nothing had been.
 
     FORGET and BATCH_FORGET get no reply, whatever is returned. An exception goes to
@@ -51,9 +51,9 @@ def on_reply(opcode: int, callback: Callable[[bytes, bytes], bytes | None] | Non
     """
 
 def on_abandoned(callback: Callable[[int, int, bytes], object] | None, /) -> None:
-    """Have ``callback(opcode, unique, reply_body)`` told of a callback's successful answer that
-    came after the kernel had given the request up, as it does when the client is killed; so that
-    what the answer gave away (a look-up count, an open file) can be taken back."""
+    """Have ``callback(opcode, unique, reply_body)`` called when a request callback's successful
+    answer came after the kernel had given the request up, as it does when the client is killed: so
+    that what the answer gave away (a look-up count, an open file) can be taken back."""
 
 def reply(unique: int, error: int, body: Buffer = b"", /) -> None:
     """Answer a request whose callback returned None: with an errno, or 0 and a body.
@@ -67,7 +67,7 @@ def set_drain(turn: int, spin: int, linger_ms: int, /) -> None:
     requests; when there is none, after looking ``spin`` times more, yielding the processor
     between, and then waiting for ``linger_ms`` milliseconds, both without the GIL.
 
-    Spinning is left off for a while when it was in vain a few times in a row. Initially 1, 0, 0.
+    Spinning pauses for a while after it was in vain a few times in a row. Initially 1, 0, 0.
     May be called at any time, also in a callback.
     """
 

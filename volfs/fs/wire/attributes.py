@@ -142,8 +142,7 @@ def _time(valid: int, given: int, now: int, seconds: int, nanoseconds: int) -> i
 
 
 def _sized(value: bytes | None, size: int) -> bytes | int:
-    """The reply to who asked for an attribute of at most ``size`` bytes, or, at 0, for how many
-    there are."""
+    """The reply to a request for a value of at most ``size`` bytes, or, with 0, for its length."""
     if value is None:
         return errno.ENODATA  # not raised: it is what most are told
     if size == 0:

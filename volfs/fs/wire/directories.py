@@ -30,9 +30,9 @@ _DIRECTORY = stat.S_IFDIR >> 12  # as d_type
 class DirectoryOpcodes:
     """Decodes the requests, encodes the replies.
 
-    Offsets below the root are the backing directory's own, so a listing goes on right whatever
-    happened to the handle: where directories are listed by inode there is none, and what was
-    listed is kept by the kernel as long as the directory's times stay the same.
+    Offsets below the root are the backing directory's own, so a listing goes on correctly whatever
+    happened to the handle. Where directories are listed by inode there is no handle, and the kernel
+    keeps a listing as long as the directory's times stay the same.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class DirectoryOpcodes:
     def _opened(self, handle: DirectoryHandle | RootHandle) -> bytes:
         flags = 0
         if self._caches and isinstance(handle, DirectoryHandle):
-            # What is cached is taken for right only if the directory is as it was when it was
-            # opened last.
+            # What is cached counts as right only if the directory is as it was when it was opened
+            # last.
             flags = protocol.FOPEN_CACHE_DIR
             if handle.keeps_cache:
                 flags |= protocol.FOPEN_KEEP_CACHE
@@ -143,7 +143,7 @@ class DirectoryOpcodes:
                 found = read_entries(fd, offset, room // (_RECORD + 8) + 1)
             except OSError:
                 if reply:
-                    break  # what there is counts as looked up; the next request meets the error
+                    break  # what was replied counts as looked up; the next request meets the error
                 raise
             if not found:
                 break
@@ -170,7 +170,7 @@ class DirectoryOpcodes:
     ) -> tuple[bytes, Inode | None]:
         """A record with attributes, and the inode that counts as looked up once it is replied.
 
-        ``told``: the kernel shall not keep the attributes, so that we are told if they matter.
+        ``told``: the kernel shall not keep the attributes, so that it asks again if they matter.
         """
         if name in (b".", b".."):
             number = inode.number if name == b"." else (inode.parent or inode).number

@@ -15,7 +15,8 @@ _SUID_OR_SGID = stat.S_ISUID | stat.S_ISGID
 
 
 class Entries:
-    """Packs what was found. ``timeout`` and ``root_timeout`` are the policy's, in nanoseconds."""
+    """Packs them for the wire. ``timeout`` and ``root_timeout`` are the policy's, in
+    nanoseconds."""
 
     def __init__(self, inodes: InodeTable, cache: CachePolicy) -> None:
         self._root = inodes.root

@@ -20,7 +20,7 @@ class NameOpcodes:
         self._entries = entries
         self._absent = no_entry(entries.timeout)
         self._never_there = no_entry(entries.root_timeout)
-        # Asked for again each time: who makes a volume beside the mount wants to see it at once.
+        # Asked for again each time: a volume made beside the mount is to be seen at once.
         self._no_volume = no_entry(0)
 
     def methods(self) -> dict[Opcode, Method]:

@@ -75,7 +75,7 @@ class Wishes:
 def negotiate(
     request: bytes, reply: bytes, wishes: Wishes, *, device: int
 ) -> tuple[bytes, Agreement]:
-    """Return the INIT reply as it shall be, and what it agrees.
+    """Return the INIT reply to send, and what it agrees.
 
     ``request`` and ``reply`` are the bodies of INIT and of libfuse's answer, ``device`` is the
     descriptor of the FUSE device.
@@ -108,7 +108,7 @@ def negotiate(
     refused = Flag.READDIRPLUS_AUTO | Flag.EXPLICIT_INVAL_DATA | Flag.SETXATTR_EXT
     if wishes.caches:
         wanted |= Flag.CACHE_SYMLINKS | Flag.READDIRPLUS
-    else:  # an entry whose attributes may not be kept is as well listed without
+    else:  # attributes that may not be kept need not be listed
         refused |= Flag.READDIRPLUS
     if wishes.passthrough:
         wanted |= Flag.PASSTHROUGH
@@ -124,8 +124,8 @@ def negotiate(
         _BACKGROUND * 3 // 4
     ).to_bytes(2, sys.byteorder)
     out[_FLAGS_OUT_2 : _FLAGS_OUT_2 + 4] = (flags >> 32).to_bytes(4, sys.byteorder)
-    # The depth counts the filesystems stacked on each other, ours among them: no more than needed,
-    # so that an overlayfs can be mounted above.
+    # The depth counts the filesystems stacked on each other, this one among them: no more than
+    # needed, so that an overlayfs can be mounted above.
     depth = (2 if wishes.filesystem in _STACKING else 1) if passthrough else 0
     out[_DEPTH_OUT : _DEPTH_OUT + 4] = depth.to_bytes(4, sys.byteorder)
     log.debug("INIT: offered %s, agreed %s", Flag(offered), Flag(flags))

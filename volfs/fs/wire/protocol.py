@@ -166,7 +166,7 @@ def attr_out(status: Status, node_id: int, timeout_ns: int) -> bytes:
 
 
 def statx_out(status: Status, node_id: int) -> bytes:
-    """struct fuse_statx_out of any Status, not to be kept; for what statx(2) cannot be asked."""
+    """struct fuse_statx_out of any Status, not to be kept; for what statx(2) does not know."""
     return STATX_OUT.pack(
         STATX_BASIC_STATS,
         status.st_blksize,

@@ -33,8 +33,8 @@ _ENTRY_SIZE = 128
 class TappedSession:
     """Puts the tap into the session that pyfuse3 mounts next.
 
-    What is agreed with the kernel, by ``wishes``, becomes the connection's. Raises RuntimeError,
-    saying why, where there can be no tap.
+    What is agreed with the kernel, out of ``wishes``, becomes the connection's agreement. Raises
+    RuntimeError, saying why, where there can be no tap.
     """
 
     def __init__(

@@ -28,9 +28,9 @@ Method = Callable[[int, bytes, Who], Answer]
 _EMPTY = 0
 _LATER = None
 _BY_A_THREAD = ...
-"""What the tap is told of a request instead of a body or an errno: success, and there is nothing
-to say; it is answered later, for which the event loop has to run; a thread answers it, for which
-the event loop need not run. (See on_request in _tap.pyi.)"""
+"""What the tap is told instead of a body or an errno: success with an empty body; the request is
+answered later, for which the event loop has to run; a thread answers it, for which it need not.
+(See on_request in _tap.pyi.)"""
 
 _ANONYMOUS = Who(0, 0, 0)
 _FOR_ANYBODY = frozenset(
@@ -41,7 +41,7 @@ _FOR_ANYBODY = frozenset(
         *(Opcode.READDIR, Opcode.READDIRPLUS, Opcode.RELEASEDIR),
     )
 )
-"""Frequent requests whose sender does not matter, as the kernel has checked what they may."""
+"""Frequent requests whose sender does not matter, as the kernel has checked permissions."""
 
 _TURN = 256
 _TURN_WHILE_WAITING = 32
@@ -49,8 +49,8 @@ _TURN_WHILE_WAITING = 32
 
 _SPIN = 64
 """How many times the descriptor is looked at before the process goes to sleep, as long as that
-finds requests: about 100 µs, a little more than it takes to wake a client on another processor,
-and saves being woken oneself. (KVM polls before it halts for the same reason.)"""
+finds requests: about 100 µs, a little more than it takes to wake a client on another processor. It
+saves being woken. (KVM polls before it halts for the same reason.)"""
 
 _LINGER_MS = 5
 """How long to wait for a next request outside the event loop when nothing else is going on."""
@@ -85,7 +85,7 @@ class Wire:
             self._nursery.start_soon(later)
 
     def close(self) -> None:
-        """Have what runs without the event loop end."""
+        """End the threads that run without the event loop."""
         self._threads.shutdown(cancel_futures=True)
 
     @property
@@ -164,8 +164,8 @@ class Wire:
     def _interrupt(
         self, unique: int, node_id: int, uid: int, gid: int, pid: int, body: bytes
     ) -> None:
-        # Its own request was read before. One that cannot be interrupted is answered as ever,
-        # and no reply is expected to this.
+        # The request it is about was read before. One that cannot be interrupted is answered as
+        # ever; INTERRUPT itself gets no reply.
         (request,) = U64.unpack_from(body)
         interrupt = self._waiting.get(request)
         if interrupt is not None:
