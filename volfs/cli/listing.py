@@ -77,7 +77,7 @@ def find(
     """Return the volumes that match, sorted by name, and an exit code.
 
     With ``look`` their holders are found out too, otherwise only where a filter asks for them.
-    A volume that goes meanwhile is left out; one that cannot be read is complained of.
+    A volume that is removed meanwhile is left out; one that cannot be read is complained of.
     """
     found, code = [], 0
     for volume in opened.store.list():

@@ -24,7 +24,7 @@ Reply = dict[str, object]
 
 
 class MalformedError(ValueError):
-    """A request is no JSON object, or a field of it has another type than it should."""
+    """A request is not a JSON object, or a field of it does not have the type it should."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class ReferenceTable(Protocol):
         ...
 
     def forget(self, name: str) -> None:
-        """Forget all references to a volume that is no more. Only while ``held(name)``."""
+        """Forget all references to a volume that is gone. Only while ``held(name)``."""
         ...
 
     def held(self, *names: str, shared: bool = False) -> AbstractContextManager[None]:

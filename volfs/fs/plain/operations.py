@@ -216,7 +216,7 @@ class VolumeFS(pyfuse3.Operations):
     @boundary
     async def flush(self, fh: FileHandleT) -> None:
         if not self._requests.inodes.root.device.slow:
-            raise FUSEError(errno.ENOSYS)  # the kernel then asks no more
+            raise FUSEError(errno.ENOSYS)  # the kernel then does not ask again
         await _result(self._requests.files.flush(fh))
 
     @boundary

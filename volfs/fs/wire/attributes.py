@@ -98,7 +98,7 @@ class AttributeOpcodes:
         return self._threads.elsewhere(answer, inode) if inode.device.slow else answer()
 
     def _access(self, node_id: int, body: bytes, who: Who) -> Answer:
-        # default_permissions: the kernel decides from mode, owner and ACL and asks no more.
+        # default_permissions: the kernel decides from mode, owner and ACL and does not ask again.
         raise os_error(errno.ENOSYS)
 
     def _statfs(self, node_id: int, body: bytes, who: Who) -> Answer:

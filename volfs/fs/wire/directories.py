@@ -60,7 +60,7 @@ class DirectoryOpcodes:
 
     def _opendir(self, node_id: int, body: bytes, who: Who) -> Answer:
         if self._connection.agreement.lists_by_inode:
-            # The kernel asks no more, and caches what is listed.
+            # The kernel does not ask again, and caches what is listed.
             raise os_error(errno.ENOSYS)
         flags, _ = protocol.U32_PAIR.unpack_from(body)
         handle = self._directories.opendir(node_id, who.pid, flags)
