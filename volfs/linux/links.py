@@ -19,7 +19,7 @@ _LINKS_MAX = 40  # as the kernel has it
 _OTHERS_WRITE = 0o022  # the group's bits show what an ACL grants, too
 
 
-class UntrustedLinkError(PermissionError):
+class SuspectLinkError(PermissionError):
     """Somebody else can have put a link there. ``filename`` is its name."""
 
     def __init__(self, name: str) -> None:
@@ -30,7 +30,7 @@ class UntrustedLinkError(PermissionError):
 def open_following(dir_fd: int, name: str, flags: int) -> int:
     """Open the directory ``name``, following links only where nobody else can have put them.
 
-    Raises UntrustedLinkError, and OSError as open(2) does (ELOOP, ENOENT, ENOTDIR).
+    Raises SuspectLinkError, and OSError as open(2) does (ELOOP, ENOENT, ENOTDIR).
     """
     here = os.open(".", _PLACE, dir_fd=dir_fd)
     try:
@@ -47,7 +47,7 @@ def open_following(dir_fd: int, name: str, flags: int) -> int:
                 continue
             try:
                 if not (is_own(status) and is_only_ours(os.fstat(here))):
-                    raise UntrustedLinkError(part)
+                    raise SuspectLinkError(part)
                 links += 1
                 if links > _LINKS_MAX:
                     raise os_error(errno.ELOOP, name)

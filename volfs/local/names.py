@@ -102,9 +102,9 @@ class Names:
         try:
             for fd in (self._directory.top, self._directory.fd, directory):
                 if not links.is_only_ours(os.fstat(fd)):
-                    raise links.UntrustedLinkError(DATA)
+                    raise links.SuspectLinkError(DATA)
             return links.open_following(directory, DATA, flags & ~os.O_NOFOLLOW)
-        except links.UntrustedLinkError as error:
+        except links.SuspectLinkError as error:
             told = UntrustedLinkError(
                 f"volume {name!r} is refused: its data path {self.own_path(name)} is, or leads"
                 f" through, a link that others than root can have put there ({error.filename});"

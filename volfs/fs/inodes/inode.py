@@ -122,7 +122,7 @@ class Inode:
         self.version: tuple[int, int, int] | None = None
 
     @property
-    def identity(self) -> tuple[int, int, int]:
+    def key(self) -> tuple[int, int, int]:
         """Device number, inode number and birth."""
         return self.device.dev, self.ino, self.birth
 

@@ -61,7 +61,7 @@ class _Operations(VolumeFS):
         self._answers.set()
 
 
-class Face:
+class RequestSource:
     """Who brings the requests of one mount: the tap where it can be had, else pyfuse3.
 
     To be made before pyfuse3 mounts ``operations``.

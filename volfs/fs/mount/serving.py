@@ -18,7 +18,7 @@ import trio
 from volfs.fs.inodes import Descriptors
 from volfs.fs.mount.assembly import Parts, assemble
 from volfs.fs.mount.companion import Companion, Service, View
-from volfs.fs.mount.level import Face
+from volfs.fs.mount.level import RequestSource
 from volfs.fs.mount.mounted import Mounted
 from volfs.fs.mount.mounting import mount
 from volfs.fs.mount.options import MountOptions
@@ -76,28 +76,28 @@ async def serve(
         options,
         identity,
         Descriptors(limit, reserved=len(os.listdir("/proc/self/fd"))),
-        statistics=lambda: {**face.statistics(), **parts.statistics()},
+        statistics=lambda: {**source.statistics(), **parts.statistics()},
         on_volume_removed=chores.hurry,
     )
     if view is not None:
         view.begin(parts.requests.inodes)
-    face = Face(parts, options, scope_fd)
+    source = RequestSource(parts, options, scope_fd)
     target = await trio.to_thread.run_sync(os.path.realpath, mountpoint)
     companion = Companion(service)
     # Before there is a mount, so that a signal never ends the process and leaves one behind.
     with EndingSignals() as signals:
         try:
-            mounted = mount(face.operations, scope, target, options)
+            mounted = mount(source.operations, scope, target, options)
             # Before any request is answered: nothing may be open in it that others do not see.
             announcement = _announced(scope, scope_fd, target, parts, identity)
             try:
                 async with trio.open_nursery() as nursery:
-                    tasks = face.begin(nursery)
+                    tasks = source.begin(nursery)
                     nursery.start_soon(_unmount_upon, signals, mounted, companion)
                     nursery.start_soon(chores.run, parts.requests.threads)
                     nursery.start_soon(_sweep, parts.descriptors)
                     nursery.start_soon(
-                        _announce, target, parts, face, scope_fd, companion, nursery, ready
+                        _announce, target, parts, source, scope_fd, companion, nursery, ready
                     )
                     try:
                         await pyfuse3.main(max_tasks=tasks)
@@ -106,7 +106,7 @@ async def serve(
                         nursery.cancel_scope.cancel()
             finally:
                 last = parts.statistics()
-                face.close()
+                source.close()
                 mounted.end(partial(pyfuse3.close, unmount=False))
                 if announcement is not None:
                     announcement.end()
@@ -173,16 +173,16 @@ def _announced(
 async def _announce(
     target: str,
     parts: Parts,
-    face: Face,
+    source: RequestSource,
     scope_fd: int,
     companion: Companion,
     nursery: trio.Nursery,
     ready: Callable[[], None],
 ) -> None:
-    await face.answers.wait()
+    await source.answers.wait()
     parts.passthrough.probe(scope_fd)
-    why = f" ({face.why})" if face.why else ""
-    level_log.info("serving at %s, level %s%s", target, face.level.value, why)
+    why = f" ({source.why})" if source.why else ""
+    level_log.info("serving at %s, level %s%s", target, source.level.value, why)
     await companion.begin(nursery)
     ready()
 

@@ -102,7 +102,7 @@ class VolumeAttributes:
             status = fstat(fd)
         finally:
             os.close(fd)
-        if (status.st_dev, status.st_ino, birth_ns(status)) != inode.identity:
+        if (status.st_dev, status.st_ino, birth_ns(status)) != inode.key:
             # The name has become another volume's: the kernel has checked permission for this one.
             raise os_error(errno.ESTALE)
         return volume

@@ -55,15 +55,15 @@ class OpenHolders:
         The kernel has a dozen RELEASE requests under way at a time and keeps others back, so a
         removal can come before those of files closed earlier.
         """
-        left, patience = len(self._open_in(top.identity)), _PATIENCE
+        left, patience = len(self._open_in(top.key)), _PATIENCE
         while left and patience:
             time.sleep(_RELEASE_TIME)
-            before, left = left, len(self._open_in(top.identity))
+            before, left = left, len(self._open_in(top.key))
             patience = _PATIENCE if left < before else patience - 1
 
     def _open_in(self, volume: tuple[int, int, int]) -> list[Handle]:
-        """What is open in the volume whose top directory this is: see Inode.identity."""
-        return [handle for handle in self._handles if handle.inode.volume_top.identity == volume]
+        """What is open in the volume whose top directory this is: see Inode.key."""
+        return [handle for handle in self._handles if handle.inode.volume_top.key == volume]
 
 
 def open_top(volume: Volume) -> int:
