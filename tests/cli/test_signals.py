@@ -30,13 +30,13 @@ out, and SIGPIPE and SIGXFSZ, which Python ignores."""
 
 
 @contextmanager
-def foreground(*words: str | Path) -> Iterator[subprocess.Popen[str]]:
+def foreground(*words: str | Path, command: list[str] = PROGRAM) -> Iterator[subprocess.Popen[str]]:
     """A daemon in the foreground, once it serves."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(address := f"\0volfs-test-{os.getpid()}")
-        manager.settimeout(20)
+        manager.settimeout(60)
         daemon = subprocess.Popen(
-            [*PROGRAM, *map(str, words)],
+            [*command, *map(str, words)],
             env={**os.environ, "NOTIFY_SOCKET": f"@{address[1:]}"},
             stderr=subprocess.PIPE,
             text=True,

@@ -72,8 +72,9 @@ def plugin(
     volfs = "/run/docker/plugins/volfs.sock".
 
     Returns when the plugin serves; a daemon goes on in the background and logs as that of
-    `volfs mount` does. With -f it stays in the foreground instead, ends on SIGTERM or SIGINT
-    with 0, and tells systemd when it is ready. It should be up before dockerd is.
+    `volfs mount` does. With -f it stays in the foreground instead, and tells systemd when
+    it is ready. A signal such as SIGTERM ends it with 0; upon SIGHUP its log is opened anew. It
+    should be up before dockerd is.
 
     The exit code is 11 when the socket cannot be served, also because another plugin is.
     """
