@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from random import Random
 import pytest
 
 from tests.children import Child
-from tests.conftest import MountFactory
+from tests.conftest import MountFactory, few_descriptors
 from tests.mount.open_files import wait_until_idle
 
 PROCESSES = 4
@@ -128,15 +127,11 @@ class Member:
         self.path().stat()
 
 
-def few_descriptors() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (192, 192))
-
-
 @pytest.mark.parametrize("how", ["always", "few descriptors", "dropping caches"])
 def test_a_crowd_meets_no_error_of_ours(mount: MountFactory, how: str) -> None:
     tree = mount(
         cache="always" if how == "always" else "auto",
-        preexec=few_descriptors if how == "few descriptors" else None,
+        preexec=few_descriptors(192) if how == "few descriptors" else None,
     )
     volume = tree.mnt / "vol"
     for directory in ("d", "e"):

@@ -6,7 +6,6 @@ import ctypes
 import errno
 import mmap
 import os
-import resource
 import struct
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,7 +15,14 @@ import pytest
 
 from tests import levels
 from tests.children import USER, run_as
-from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
+from tests.conftest import (
+    Mounted,
+    MountFactory,
+    few_descriptors,
+    mounting,
+    open_workspace,
+    wait_for,
+)
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
 from tests.mount.open_files import ACCESSES, use, wait_until_idle
@@ -29,12 +35,8 @@ from tests.mount.workout import WORKOUT
 FEW = 128
 
 
-def few_descriptors() -> None:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (FEW, FEW))
-
-
 def test_files_are_opened_again_whose_descriptors_were_given_up(mount: MountFactory) -> None:
-    tree = mount(preexec=few_descriptors)
+    tree = mount(preexec=few_descriptors(FEW))
     pair = make_pair(tree)
 
     def crowd(top: Path) -> None:
@@ -69,7 +71,7 @@ def test_files_are_opened_again_whose_descriptors_were_given_up(mount: MountFact
 
 def test_more_files_open_for_reading_than_descriptors(mount: MountFactory) -> None:
     """Whoever comes too late is told so; nobody else meets that there are few."""
-    tree = mount(preexec=few_descriptors)
+    tree = mount(preexec=few_descriptors(FEW))
     pair = make_pair(tree)
     files = [pair.mounted / f"file{number}" for number in range(2 * FEW)]
     for number, path in enumerate(files):

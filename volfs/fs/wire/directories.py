@@ -62,7 +62,7 @@ class DirectoryOpcodes:
         if self._connection.agreement.lists_by_inode:
             # The kernel asks no more, and caches what is listed.
             raise os_error(errno.ENOSYS)
-        handle = self._directories.opendir(node_id, who.pid)
+        handle = self._directories.opendir(node_id, who)
         return handle.then(self._opened) if isinstance(handle, Later) else self._opened(handle)
 
     def _opened(self, handle: DirectoryHandle | RootHandle) -> bytes:

@@ -40,7 +40,7 @@ class FileOpcodes:
 
     def _open(self, node_id: int, body: bytes, who: Who) -> Answer:
         flags, _ = protocol.U32_PAIR.unpack_from(body)
-        opened = self._files.open(node_id, flags, who.pid)
+        opened = self._files.open(node_id, flags, who)
         return opened.then(_open_out) if isinstance(opened, Later) else _open_out(opened)
 
     def _create(self, node_id: int, body: bytes, who: Who) -> Answer:
