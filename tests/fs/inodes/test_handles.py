@@ -179,3 +179,20 @@ def test_membership_of_a_process() -> None:
         process.wait()
     assert not in_group(process.pid, 2000, 1000)
     assert in_group(process.pid, 1000, 1000)
+
+
+async def test_descriptors_are_counted_up_and_down(fs: Filesystem) -> None:
+    top, data = fs.volume()
+    (data / "f").write_bytes(b"content")
+    node = (await fs.lookup(top, b"f")).st_ino
+    table = fs.requests.handles
+    before = (table.descriptors, table.used, dict(table.taken))
+    handles = [await fs.open(node), await fs.open(node, os.O_RDWR)]
+    directory = await fs.opendir(top)
+    assert table.descriptors == 2
+    assert table.used == 4
+    assert table.taken == {0: 4}
+    for handle in handles:
+        await fs.operations.release(handle)
+    await fs.operations.releasedir(directory)
+    assert (table.descriptors, table.used, table.taken) == before == (0, 0, {})
