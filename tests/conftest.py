@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +29,7 @@ from tests.unprivileged import MS_BIND, shared
 from volfs.linux import syscalls
 
 MS_REMOUNT = 32
+PR_CAPBSET_DROP = 24
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -250,7 +250,13 @@ class MountFactory(Protocol):
 
 def few_descriptors(limit: int) -> Callable[[], None]:
     """A ``prepare`` after which the daemon can have no more descriptors than this."""
-    return partial(resource.setrlimit, resource.RLIMIT_NOFILE, (limit, limit))
+
+    def limited() -> None:
+        if os.geteuid() == 0:  # who could raise the limit again
+            syscalls.prctl(PR_CAPBSET_DROP, syscalls.CAP_SYS_RESOURCE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+
+    return limited
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.children import Child
+from tests.children import OTHER, USER, Child
 from tests.conftest import Mounted, MountFactory, few_descriptors, wait_for
 
 DESCRIPTORS = 20_000
@@ -102,6 +103,59 @@ def test_a_file_is_opened_again_as_it_was(mount: MountFactory) -> None:
         os.pwrite(unlinked, b"CON", 0)
         assert os.pread(unlinked, 10, 0) == b"CONte"
         assert os.pread(file, 200, 0) == b"con" + bytes(97) + b"appended" + bytes(92)
+
+
+@pytest.mark.allow_warnings
+def test_one_user_takes_most_descriptors_and_no_other_notices(mount: MountFactory) -> None:
+    limit = 512
+    tree = mount(prepare=few_descriptors(limit), no_passthrough=True)
+    volume = tree.mnt / "vol"
+    volume.mkdir(mode=0o777)
+    volume.chmod(0o777)
+    for number in range(2 * limit):
+        (volume / str(number)).write_bytes(b"%d" % number)
+
+    def open_all(first: int, most: int) -> tuple[list[int], str]:
+        opened: list[int] = []
+        for number in range(first, first + most):
+            try:
+                opened.append(os.open(volume / str(number), os.O_RDONLY))
+            except OSError as error:
+                return opened, errno.errorcode[error.errno or 0]
+        return opened, ""
+
+    def take() -> tuple[int, str]:
+        opened, refused = open_all(0, limit)
+        again = open_all(limit, 10)[1]
+        assert again == refused
+        os.write(told, b"x")
+        os.read(asked, 1)
+        assert [os.pread(fd, 9, 0) for fd in opened] == [b"%d" % n for n in range(len(opened))]
+        return len(opened), refused
+
+    tells, told = os.pipe()
+    asked, asks = os.pipe()
+    with Child(take, uid=USER) as taker:
+        os.read(tells, 1)
+        with Child(lambda: open_all(limit, 50)[1], uid=OTHER) as other:
+            assert other.result() == ""
+        # Look-ups, listings, changes and removals take none for long.
+        assert all((volume / str(number)).stat().st_size for number in range(2 * limit))
+        assert len(os.listdir(volume)) == 2 * limit
+        (tree.mnt / "new").mkdir()
+        (tree.mnt / "new/dir").mkdir()
+        (tree.mnt / "new/dir/f").write_bytes(b"content")
+        (tree.mnt / "new/dir").rename(tree.mnt / "new/moved")
+        (tree.mnt / "new").rmdir()
+        os.write(asks, b"x")
+        count, refused = taker.result()
+    for fd in (tells, told, asked, asks):
+        os.close(fd)
+    assert refused == "ENFILE"
+    assert limit // 2 < count < limit * 3 // 4
+    warnings = [line for line in tree.log.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 1
+    assert f"uid {USER}" in warnings[0]
 
 
 def held(tree: Mounted) -> list[str]:

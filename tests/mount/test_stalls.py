@@ -27,6 +27,7 @@ WORST = 0.5
 """Seconds that a stat may take. (200 ms where nothing else keeps the machine busy.)"""
 
 EXTENTS = 20_000
+FILES = 100_000
 
 
 @dataclass
@@ -220,3 +221,20 @@ def test_who_waits_for_a_lease_can_be_killed(mount: MountFactory) -> None:
             os.kill(waiting.pid, signal.SIGKILL)
             assert waiting.was_killed()
         assert time.monotonic() - start < 10  # of the 45 s of the lease
+
+
+# -- removing
+
+
+def test_deleting_many_files(mount: MountFactory) -> None:
+    """The daemon does, once a volume was removed for good."""
+    tree = mount(cache="never", keep_removed="0s")
+    (tree.mnt / "vol").mkdir()
+    for directory in range(100):
+        (tree.data("vol") / str(directory)).mkdir()
+        for number in range(FILES // 100):
+            os.mknod(tree.data("vol") / f"{directory}/{number}")
+    with watching(tree) as watch:
+        (tree.mnt / "vol").rmdir()
+        wait_for(lambda: not os.listdir(tree.scope / "trash"), "the deletion", 60)
+    watch.assert_smooth()

@@ -32,6 +32,9 @@ UNRESERVED = 0xFFFF_FFFD
 UNKNOWN = 0xFFFF_FFFF
 """The uid and gid of who sent a request that makes nothing, where mounts can be idmapped."""
 
+_DESCRIPTORS = 1 << 18
+"""So many at most are asked for: each that is kept holds an inode in the kernel's memory."""
+
 
 class Requester(Protocol):
     """Who sent a request: fsuid, fsgid, process id (0 outside our namespace) and umask.
@@ -73,9 +76,7 @@ class Identity:
         - setfsuid changes the identity and not the capabilities (SECBIT_NO_SETUID_FIXUP): the
           kernel has checked permission with groups that the daemon does not have.
         """
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        if soft != hard:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        _raise_descriptor_limit()
         os.umask(0)
         if not self._switch:
             return
@@ -112,6 +113,21 @@ class Identity:
         syscalls.unshare(syscalls.CLONE_FS)
         os.umask(0)
         self._own.umask = 0
+
+
+def _raise_descriptor_limit() -> None:
+    """To the hard limit, or to what the kernel allows at most if we may (CAP_SYS_RESOURCE)."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(int(Path("/proc/sys/fs/nr_open").read_text()), _DESCRIPTORS)
+    if hard != resource.RLIM_INFINITY and hard < most:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        except (OSError, ValueError):
+            pass
+        else:
+            return
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Acting:

@@ -163,3 +163,20 @@ def test_acting_ends_when_the_call_fails(directory: Path) -> None:
         os.umask(mask)
     assert (directory / "own").stat().st_uid == 0
     assert stat.S_IMODE((directory / "own").stat().st_mode) == 0o777
+
+
+async def test_descriptors_are_counted_up_and_down(fs: Filesystem) -> None:
+    top, data = fs.volume()
+    (data / "f").write_bytes(b"content")
+    node = (await fs.lookup(top, b"f")).st_ino
+    table = fs.requests.handles
+    before = (table.descriptors, table.used, dict(table.taken))
+    handles = [await fs.open(node), await fs.open(node, os.O_RDWR)]
+    directory = await fs.opendir(top)
+    assert table.descriptors == 2
+    assert table.used == 4
+    assert table.taken == {0: 4}
+    for handle in handles:
+        await fs.operations.release(handle)
+    await fs.operations.releasedir(directory)
+    assert (table.descriptors, table.used, table.taken) == before == (0, 0, {})

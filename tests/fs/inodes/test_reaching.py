@@ -417,3 +417,20 @@ async def test_volume_made_again_is_another(fs: Filesystem) -> None:
     again = await fs.mkdir(ROOT, b"vol")
     assert (again.st_ino, again.generation) != (top, 0)
     assert (await fs.lookup(again.st_ino, b"f")).st_ino == 0
+
+
+async def test_what_a_thread_uses_is_not_closed_when_it_is_deleted(fs: Filesystem) -> None:
+    """The sweep lets go of deleted files, but not under a call that has one in hand."""
+    top, data = fs.volume()
+    (data / "f").write_bytes(b"content")
+    inode = fs.inode((await fs.lookup(top, b"f")).st_ino)
+
+    def use() -> tuple[int, int]:
+        fd = fs.inodes.reach(inode)
+        (data / "f").unlink()
+        fs.descriptors.release_deleted(100)
+        return fd, os.fstat(fd).st_size
+
+    assert await fs.requests.threads.run(use, inode) == (inode.fd, len(b"content"))
+    fs.descriptors.release_deleted(100)
+    assert inode.fd == -1

@@ -87,7 +87,7 @@ class Opening:
         return is_long_freed(fstat(self._inodes.reach(inode)))
 
     def open(
-        self, inode: Inode, flags: int, pid: int, fd: int = -1, *, clears: bool = True
+        self, inode: Inode, flags: int, who: Requester, fd: int = -1, *, clears: bool = True
     ) -> Opened:
         """Open a file and put it into the handle table; ``fd`` is a descriptor so opened already,
         which is taken over. ``clears``: as for ``write``, of O_TRUNC.
@@ -104,7 +104,8 @@ class Opening:
             writes = flags & (os.O_ACCMODE | os.O_TRUNC)
             if fd < 0 and (writes or not (backed and found_again)):
                 fd = self._open_backing(inode, flags, clears=clears)
-            handle = FileHandle(fd, inode, flags, pid)
+            handle = FileHandle(fd, inode, flags, who.pid)
+            handle.uid = who.uid
             handle.keeps_cache = not backed and self._keeps_cache(inode, fd)
         except BaseException:
             if fd >= 0:
@@ -237,17 +238,17 @@ class Opening:
             # It appeared behind the mount, so the kernel has not checked whether the caller may
             # open it. ESTALE makes it look the name up and go through its checks.
             raise os_error(errno.ESTALE) from None
-        return self._created_open(fd, parent, name, flags, ctx.pid)
+        return self._created_open(fd, parent, name, flags, ctx)
 
     def tmpfile(self, parent: Inode, mode: int, flags: int, ctx: Requester) -> tuple[Opened, Found]:
         """A file without a name, open."""
         directory = self._inodes.reach(parent)
         with self._identity.acting(ctx.uid, ctx.gid, ctx.umask), setgid_as_asked(mode):
             fd = make_unnamed(directory, flags, mode)
-        return self._created_open(fd, parent, b"", flags, ctx.pid)
+        return self._created_open(fd, parent, b"", flags, ctx)
 
     def _created_open(
-        self, fd: int, parent: Inode, name: bytes, flags: int, pid: int
+        self, fd: int, parent: Inode, name: bytes, flags: int, who: Requester
     ) -> tuple[Opened, Found]:
         try:
             status = fstat(fd)
@@ -256,7 +257,8 @@ class Opening:
             os.close(fd)
             raise
         self._passthrough.acquire(inode, fd)
-        handle = FileHandle(fd, inode, flags, pid)
+        handle = FileHandle(fd, inode, flags, who.pid)
+        handle.uid = who.uid
         self._handles.add_file(handle)
         if inode.backing:
             self._spare(handle)
@@ -275,10 +277,11 @@ class Opening:
 
     # -- directories
 
-    def opendir(self, inode: Inode, pid: int, flags: int = 0) -> DirectoryHandle:
+    def opendir(self, inode: Inode, who: Requester, flags: int = 0) -> DirectoryHandle:
         """Open a directory and put it into the handle table."""
         fd = self.open_directory(inode, flags & os.O_NOATIME)
-        handle = DirectoryHandle(fd, inode, pid, keeps_cache=self._keeps_cache(inode, fd))
+        handle = DirectoryHandle(fd, inode, who.pid, keeps_cache=self._keeps_cache(inode, fd))
+        handle.uid = who.uid
         self._handles.add_directory(handle)
         return handle
 

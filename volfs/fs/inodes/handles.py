@@ -17,6 +17,9 @@ Data = bytes | bytearray | memoryview
 _SYNCHRONOUS = os.O_SYNC | os.O_DSYNC
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
+_FOR_LISTING = 2
+"""Descriptors of an open directory: that of a listing under way is a second."""
+
 _SPARE = 64
 """Descriptors at most of open files that could do without: opening one again costs 5 µs, and a
 file just made or opened for writing has one already."""
@@ -152,11 +155,13 @@ class HandleTable:
     """Numbers for open files and directories.
 
     ``descriptors`` is how many the open files have of their own. Of those that the kernel serves
-    itself at most ``_SPARE`` have one: see ``spare``.
+    itself at most ``_SPARE`` have one: see ``spare``. ``taken``: how many those of a user have
+    that are not to be spared, by uid, directories among them.
     """
 
     def __init__(self) -> None:
         self.descriptors = 0
+        self.taken: dict[int, int] = {}
         self._numbers = itertools.count(1)
         self._files: dict[int, FileHandle] = {}
         self._directories: dict[int, DirectoryHandle | RootHandle] = {}
@@ -166,7 +171,10 @@ class HandleTable:
         """Keep an open file and return its number."""
         number = handle.number = next(self._numbers)
         self._files[number] = handle
-        self.descriptors += handle.fd >= 0
+        if handle.fd >= 0:
+            self.descriptors += 1
+            if not handle.inode.backing:
+                self._take(handle, 1)
         _pin(handle)
         return number
 
@@ -175,6 +183,7 @@ class HandleTable:
         number = handle.number = next(self._numbers)
         self._directories[number] = handle
         if isinstance(handle, DirectoryHandle):
+            self._take(handle, _FOR_LISTING)
             _pin(handle)
         return number
 
@@ -218,6 +227,7 @@ class HandleTable:
         if handle is not None:
             self.descriptors -= handle.fd >= 0
             self._spared.pop(handle, None)
+            self._give(handle)
             _unpin(handle)
         return handle
 
@@ -225,8 +235,14 @@ class HandleTable:
         """Drop an open directory from the table and return it; it is still to be closed."""
         handle = self._directories.pop(number, None)
         if isinstance(handle, DirectoryHandle):
+            self._give(handle)
             _unpin(handle)
         return handle
+
+    @property
+    def used(self) -> int:
+        """How many descriptors there may be of all that is open."""
+        return self.descriptors + _FOR_LISTING * len(self._directories)
 
     @property
     def open_files(self) -> int:
@@ -237,6 +253,18 @@ class HandleTable:
     def open_directories(self) -> int:
         """How many directories are open."""
         return len(self._directories)
+
+    def _take(self, handle: Handle, count: int) -> None:
+        handle.takes = count
+        self.taken[handle.uid] = self.taken.get(handle.uid, 0) + count
+
+    def _give(self, handle: Handle) -> None:
+        if handle.takes:
+            left = self.taken[handle.uid] - handle.takes
+            if left:
+                self.taken[handle.uid] = left
+            else:
+                del self.taken[handle.uid]
 
     def __iter__(self) -> Iterator[Handle]:
         """Everything open below the root."""

@@ -15,17 +15,20 @@ class Handle:
     """A file or directory that somebody has open, and that keeps its inode from being lost.
 
     ``fd`` is open on the backing file. ``number`` is what the kernel calls it by, once it is in
-    the table; ``pid`` the process that opened it, for naming who uses a volume. ``keeps_cache``:
-    what the kernel has cached of it is still right.
+    the table; ``pid`` the process that opened it, for naming who uses a volume, ``uid`` its user;
+    ``takes``: how many descriptors count against that. ``keeps_cache``: what the kernel has cached
+    of it is still right.
     """
 
-    __slots__ = ("fd", "inode", "keeps_cache", "number", "pid")
+    __slots__ = ("fd", "inode", "keeps_cache", "number", "pid", "takes", "uid")
 
     def __init__(self, fd: int, inode: Inode, pid: int, *, keeps_cache: bool = False) -> None:
         self.fd = fd
         self.inode = inode
         self.number = 0
         self.pid = pid
+        self.uid = 0
+        self.takes = 0
         self.keeps_cache = keeps_cache
 
 

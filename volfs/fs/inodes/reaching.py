@@ -55,6 +55,8 @@ class Descriptors:
         self._recent: OrderedDict[Inode, None] = OrderedDict()
         self._anchors: dict[int, Anchor] = {}
         self.closing = Closing(limit // 8)
+        self.most_opens = max(self._limit - self._reserved - limit // 16, limit // 2)
+        """How many may be of open files and directories: the rest is in reserve."""
         self.make_room(0)
 
     def __len__(self) -> int:

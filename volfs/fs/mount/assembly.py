@@ -15,6 +15,7 @@ from volfs.fs.requests.attributes import AttributeRequests
 from volfs.fs.requests.directories import DirectoryRequests
 from volfs.fs.requests.files import FileRequests
 from volfs.fs.requests.names import NameRequests
+from volfs.fs.requests.room import Room
 from volfs.fs.root import Root, VolumeAttributes
 from volfs.linux.identity import Identity
 from volfs.store import VolumeStore
@@ -86,7 +87,8 @@ def assemble(
     )
     threads = WorkerThreads(identity)
     locks = LockTable(opening.open_again, opening.descriptor, threads.run)
-    files = FileRequests(inodes, handles, opening, locks, identity, threads, connection)
+    room = Room(descriptors, handles)
+    files = FileRequests(inodes, handles, opening, locks, identity, threads, connection, room)
     requests = Requests(
         names=NameRequests(inodes, root, names, threads, on_volume_removed),
         attributes=AttributeRequests(
@@ -100,7 +102,7 @@ def assemble(
             scope_fd,
         ),
         files=files,
-        directories=DirectoryRequests(inodes, handles, root, opening, threads, files.make_room),
+        directories=DirectoryRequests(inodes, handles, root, opening, threads, room),
         inodes=inodes,
         handles=handles,
         listings=listings,

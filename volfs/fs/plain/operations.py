@@ -187,7 +187,7 @@ class VolumeFS(pyfuse3.Operations):
 
     @boundary
     async def open(self, inode: InodeT, flags: FlagT, ctx: RequestContext) -> FileInfo:
-        opened = await _result(self._requests.files.open(inode, flags, ctx.pid))
+        opened = await _result(self._requests.files.open(inode, flags, ctx))
         handle = opened.handle
         return FileInfo(fh=FileHandleT(handle.number), keep_cache=handle.keeps_cache)
 
@@ -232,7 +232,7 @@ class VolumeFS(pyfuse3.Operations):
     @boundary
     async def opendir(self, inode: InodeT, ctx: RequestContext) -> FileHandleT:
         opened: DirectoryHandle | RootHandle
-        opened = await _result(self._requests.directories.opendir(inode, ctx.pid))
+        opened = await _result(self._requests.directories.opendir(inode, ctx))
         return FileHandleT(opened.number)
 
     @boundary

@@ -6,17 +6,18 @@ The kernel has checked at open(2), also where it sends no OPENDIR; after that no
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 
 from volfs.fs.files import Opening
 from volfs.fs.inodes import ROOT_ID, DirectoryHandle, HandleTable, Inode, InodeTable, RootHandle
 from volfs.fs.requests.later import Later
+from volfs.fs.requests.room import Room
 from volfs.fs.requests.threads import WorkerThreads
 from volfs.fs.root import Root
+from volfs.linux.identity import Requester
 
 
 class DirectoryRequests:
-    """``make_room`` is told before a directory is opened."""
+    """On the tables shared with the other requests."""
 
     def __init__(
         self,
@@ -25,25 +26,25 @@ class DirectoryRequests:
         root: Root,
         opening: Opening,
         threads: WorkerThreads,
-        make_room: Callable[[], None],
+        room: Room,
     ) -> None:
         self._inodes = inodes
         self._handles = handles
         self._root = root
         self._opening = opening
         self._threads = threads
-        self._make_room = make_room
+        self._room = room
 
     def opendir(
-        self, node_id: int, pid: int, flags: int = 0
+        self, node_id: int, who: Requester, flags: int = 0
     ) -> DirectoryHandle | RootHandle | Later[DirectoryHandle | RootHandle]:
         if node_id == ROOT_ID:
             return self._root.opendir()
         inode = self._inodes[node_id]
-        self._make_room()
+        who = self._room.make(who)
         if inode.device.slow:
-            return self._threads.elsewhere(lambda: self._opening.opendir(inode, pid, flags), inode)
-        return self._opening.opendir(inode, pid, flags)
+            return self._threads.elsewhere(lambda: self._opening.opendir(inode, who, flags), inode)
+        return self._opening.opendir(inode, who, flags)
 
     def releasedir(self, fh: int) -> Later[None] | None:
         handle = self._handles.remove_directory(fh)

@@ -32,6 +32,7 @@ from volfs.fs.inodes import (
 )
 from volfs.fs.locks import LockTable
 from volfs.fs.requests.later import Later
+from volfs.fs.requests.room import Room
 from volfs.fs.requests.threads import WorkerThreads
 from volfs.linux.identity import Identity, Requester
 from volfs.linux.syscalls import os_error
@@ -42,9 +43,6 @@ _STALL_MEMORY_NS = 1_000_000_000
 dirty) sends writes to worker threads for as long as the second, in nanoseconds."""
 
 _READ_BUFFER = 1 << 20
-
-_OPENS = 8
-"""After so many opens room is made for as many."""
 
 
 class FileRequests:
@@ -59,6 +57,7 @@ class FileRequests:
         identity: Identity,
         threads: WorkerThreads,
         connection: Connection,
+        room: Room,
     ) -> None:
         self._inodes = inodes
         self._handles = handles
@@ -67,8 +66,8 @@ class FileRequests:
         self._identity = identity
         self._threads = threads
         self._connection = connection
+        self._room = room
         self._stalled_until = 0
-        self._opened = _OPENS - 1
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
         # At the begin of a page: copying a page to 16 bytes after one, where malloc(3) puts large
         # blocks, takes five times as long.
@@ -77,29 +76,29 @@ class FileRequests:
     # -- opening and closing
 
     def open(
-        self, node_id: int, flags: int, pid: int, *, clears: bool = True
+        self, node_id: int, flags: int, who: Requester, *, clears: bool = True
     ) -> Opened | Later[Opened]:
         """Open a file; ``clears``: O_TRUNC takes set-user-ID and set-group-ID bits away."""
         inode = self._inodes[node_id]
-        self.make_room()
+        who = self._room.make(who)
         if inode.device.slow:
             return self._threads.elsewhere(
-                lambda: self._opening.open(inode, flags, pid, clears=clears), inode
+                lambda: self._opening.open(inode, flags, who, clears=clears), inode
             )
         if flags & os.O_TRUNC and self._opening.frees_long(inode):
-            return self._open_later(inode, flags, pid, clears)
+            return self._open_later(inode, flags, who, clears)
         try:
-            return self._opening.open(inode, flags, pid, clears=clears)
+            return self._opening.open(inode, flags, who, clears=clears)
         except BlockingIOError:
             if flags & os.O_NONBLOCK:
                 raise
-            return self._open_later(inode, flags, pid, clears)
+            return self._open_later(inode, flags, who, clears)
 
-    def _open_later(self, inode: Inode, flags: int, pid: int, clears: bool) -> Later[Opened]:
+    def _open_later(self, inode: Inode, flags: int, who: Requester, clears: bool) -> Later[Opened]:
         opened = self._threads.past_leases(
             lambda: self._opening.open_again(inode, flags, clears=clears), inode
         )
-        return opened.then(lambda fd: self._opening.open(inode, flags, pid, fd))
+        return opened.then(lambda fd: self._opening.open(inode, flags, who, fd))
 
     def create(
         self, parent_id: int, name: bytes, mode: int, flags: int, ctx: Requester
@@ -108,7 +107,7 @@ class FileRequests:
             # Only directories live there: no file could be made, whatever the permissions.
             raise os_error(errno.EPERM)
         parent = self._inodes[parent_id]
-        self.make_room()
+        self._room.make(ctx)
         if parent.device.slow:
             return self._threads.elsewhere(
                 lambda: self._opening.create(parent, name, mode, flags, ctx), parent
@@ -121,20 +120,9 @@ class FileRequests:
         if parent_id == ROOT_ID:
             raise os_error(errno.EPERM)  # as for a file with a name
         parent = self._inodes[parent_id]
-        self.make_room()
+        self._room.make(ctx)
         return self._threads.where_needed(
             lambda: self._opening.tmpfile(parent, mode, flags, ctx), parent
-        )
-
-    def make_room(self) -> None:
-        """Note that a file or directory is about to be opened."""
-        self._opened += 1
-        if self._opened % _OPENS:
-            return
-        # For those to come too; a directory being listed has a second descriptor.
-        handles = self._handles
-        self._inodes.descriptors.make_room(
-            _OPENS + handles.descriptors + 2 * handles.open_directories
         )
 
     def flush(self, fh: int, owner: int = 0) -> Later[None] | None:

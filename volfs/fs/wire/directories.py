@@ -63,7 +63,7 @@ class DirectoryOpcodes:
             # The kernel does not ask again, and caches what is listed.
             raise os_error(errno.ENOSYS)
         flags, _ = protocol.U32_PAIR.unpack_from(body)
-        handle = self._directories.opendir(node_id, who.pid, flags)
+        handle = self._directories.opendir(node_id, who, flags)
         return handle.then(self._opened) if isinstance(handle, Later) else self._opened(handle)
 
     def _opened(self, handle: DirectoryHandle | RootHandle) -> bytes:

@@ -43,7 +43,7 @@ class FileOpcodes:
     def _open(self, node_id: int, body: bytes, who: Who) -> Answer:
         flags, open_flags = protocol.U32_PAIR.unpack_from(body)
         clears = self._clears(open_flags & protocol.FUSE_OPEN_KILL_SUIDGID)
-        opened = self._files.open(node_id, flags, who.pid, clears=clears)
+        opened = self._files.open(node_id, flags, who, clears=clears)
         return opened.then(_open_out) if isinstance(opened, Later) else _open_out(opened)
 
     def _create(self, node_id: int, body: bytes, who: Who) -> Answer:

@@ -83,16 +83,23 @@ class TappedSession:
         return reply
 
     def _take_back(self, opcode: int, body: bytes) -> None:
-        """Undo a reply that its caller did not live to see: a look-up, an open."""
-        if opcode in _GIVE_ENTRY:
-            (node_id,) = protocol.U64.unpack_from(body)
-            if node_id:
-                self._requests.names.forget(((node_id, 1),))
-            body = body[_ENTRY_SIZE:]
-        closing: Later[None] | None = None
-        if opcode in (Opcode.OPEN, Opcode.CREATE, Opcode.TMPFILE):
-            closing = self._requests.files.release(protocol.OPEN_OUT.unpack_from(body)[0])
-        elif opcode == Opcode.OPENDIR:
-            closing = self._requests.directories.releasedir(protocol.OPEN_OUT.unpack_from(body)[0])
+        closing = take_back(self._requests, opcode, body)
         if closing is not None:
             self._wire.start(closing)
+
+
+def take_back(requests: Requests, opcode: int, body: bytes) -> Later[None] | None:
+    """Undo what a reply gave that its caller did not live to see: a look-up, an open.
+
+    ``body`` is the reply's. What is returned is still to be waited for, by anybody.
+    """
+    if opcode in _GIVE_ENTRY:
+        (node_id,) = protocol.U64.unpack_from(body)
+        if node_id:
+            requests.names.forget(((node_id, 1),))
+        body = body[_ENTRY_SIZE:]
+    if opcode in (Opcode.OPEN, Opcode.CREATE, Opcode.TMPFILE):
+        return requests.files.release(protocol.OPEN_OUT.unpack_from(body)[0])
+    if opcode == Opcode.OPENDIR:
+        return requests.directories.releasedir(protocol.OPEN_OUT.unpack_from(body)[0])
+    return None
