@@ -8,6 +8,7 @@ import re
 import signal
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -284,3 +285,21 @@ def test_another_user_in_the_background(place: Background) -> None:
         assert (result.code, result.err) == (0, "")
         wait_for(place.ended, "the daemon's end")
     assert re.fullmatch(SERVING, place.log.read_text())
+
+
+def test_what_fusermount3_says(place: Background) -> None:
+    """It cannot mount, as it gets no privileges."""
+    place.scope.mkdir()
+    for path in (place.scope, place.mnt):
+        os.chown(path, NOBODY, NOBODY)
+    user = [sys.executable, "-m", "tests.unprivileged", str(NOBODY), str(place.mnt.parent)]
+    with shared(place.mnt.parent):
+        for words in (("-f",), ("--log-file", str(place.scope / "log"))):
+            result = program(
+                *("mount", *words, place.scope, place.mnt, *levels.mount_options()),
+                command=["setpriv", "--no-new-privs", *user],
+            )
+            assert result.code == 10
+            why = "mount failed: Operation not permitted"
+            assert result.err == f"volfs: cannot mount at {place.mnt}: {why}\n"
+            assert not is_mounted(place.mnt)

@@ -48,6 +48,12 @@ class TestRemove:
         (web / "index.html").unlink()
         assert volfs("rm", "--empty", "--json", "web").json == [{"name": "web"}]
 
+    def test_the_first_code_counts(self, web: Path) -> None:
+        assert volfs("rm", "--empty", "none", "web").code == 4
+        assert volfs("rm", "--empty", "web", "none").code == 6
+        assert volfs("create", "--opt", "mode=0700", ".x", "web").code == 3
+        assert volfs("create", "--opt", "mode=0700", "web", ".x").code == 5
+
     def test_outside_the_scope(self, scope: Path, web: Path, tmp_path: Path) -> None:
         web.rename(tmp_path / "elsewhere")
         web.symlink_to(tmp_path / "elsewhere")

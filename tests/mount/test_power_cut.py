@@ -20,7 +20,8 @@ from functools import partial
 from pathlib import Path
 
 from tests.children import needs_root
-from tests.conftest import DEADLINE, mounting, wait_for
+from tests.conftest import mounting, wait_for
+from tests.daemons import DEADLINE
 from tests.filesystems import ext4, unmounting, xfs
 from volfs.copies.file import FICLONE
 from volfs.local import LocalDriver

@@ -1,4 +1,5 @@
-"""On which filesystem something is, told without asking that filesystem."""
+"""On which filesystem something is, told without asking that filesystem; and descriptors as
+/proc shows them."""
 
 from __future__ import annotations
 
@@ -13,6 +14,9 @@ _AT_STATX_DONT_SYNC = 0x4000
 _STATX_SIZE = 256
 _DEV_MAJOR, _DEV_MINOR = 136, 140
 """Offsets in struct statx."""
+
+_SYS_PIDFD_GETFD = 438
+"""The same on all architectures."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -30,6 +34,14 @@ def device_of(path: str) -> str:
         raise os_error(ctypes.get_errno(), path)
     major = int.from_bytes(buffer.raw[_DEV_MAJOR : _DEV_MAJOR + 4], "little")
     return f"{major}:{int.from_bytes(buffer.raw[_DEV_MINOR : _DEV_MINOR + 4], 'little')}"
+
+
+def pidfd_getfd(pidfd: int, fd: int) -> int:
+    """Return a duplicate of another process's descriptor (pidfd_getfd(2)). Raises OSError."""
+    copy = int(_libc.syscall(_SYS_PIDFD_GETFD, pidfd, fd, 0))
+    if copy < 0:
+        raise os_error(ctypes.get_errno())
+    return copy
 
 
 def fdinfo(fd: int) -> dict[str, str]:

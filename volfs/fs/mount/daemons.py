@@ -13,8 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from volfs.holder import Holder
-from volfs.linux.devices import device_of
+from volfs.linux.devices import device_of, pidfd_getfd
 from volfs.linux.mountinfo import MountTable
+
+_FUSE_DEVICE = "/dev/fuse"
 
 
 def mark(device: str) -> int:
@@ -51,6 +53,11 @@ class Daemons:
     def pids(self) -> list[int]:
         return list(self._found)
 
+    def are_connected(self) -> bool:
+        """Whether one of them still has a connection to the kernel, so that the tree lives, and
+        its device number is no other's. True as well where that cannot be told."""
+        return any(_is_connected(pid, pidfd) for pid, pidfd in self._found.items())
+
     def wait(self, seconds: float) -> bool:
         """Wait until all of them have ended, and return whether they have."""
         for pid, fd in list(self._found.items()):
@@ -66,6 +73,25 @@ class Daemons:
         for fd in self._found.values():
             os.close(fd)
         self._found.clear()
+
+
+def _is_connected(pid: int, pidfd: int) -> bool:
+    try:
+        for fd in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
+            if os.readlink(f"/proc/{pid}/fd/{fd}") == _FUSE_DEVICE:
+                # For no longer than it takes: the connection lives as long as a descriptor of it.
+                copy = pidfd_getfd(pidfd, fd)
+                try:
+                    poll = select.poll()
+                    poll.register(copy, select.POLLIN)
+                    return not any(events & select.POLLERR for _, events in poll.poll(0))
+                finally:
+                    os.close(copy)
+    except FileNotFoundError:
+        return False  # it is closing its descriptors
+    except OSError:
+        return True
+    return False
 
 
 def _is_marked(pid: int, device: str) -> bool:

@@ -150,6 +150,8 @@ def _await_end(
     seen: set[Holder] = set()
     while not daemons.wait(_LOOK):
         users = keepers(device)
+        if not daemons.are_connected():
+            users = []  # of another tree, which has been given the number since
         stay = [user for user in users if user in seen]
         seen = set(users)
         if stay and lazy:
