@@ -54,6 +54,8 @@ SPELLINGS = [
     ("nodev", "", MountOptions()),
     ("exec", "", MountOptions()),
     ("noexec", "", MountOptions(noexec=True)),
+    ("atime", "", MountOptions()),
+    ("noatime", "", MountOptions(noatime=True)),
     ("passthrough", "", MountOptions()),
     ("no-passthrough", "", MountOptions(passthrough=False)),
     ("tap", "", MountOptions()),
