@@ -54,6 +54,8 @@ SPELLINGS = [
     ("nodev", "", MountOptions()),
     ("exec", "", MountOptions()),
     ("noexec", "", MountOptions(noexec=True)),
+    ("atime", "", MountOptions()),
+    ("noatime", "", MountOptions(noatime=True)),
     ("passthrough", "", MountOptions()),
     ("no-passthrough", "", MountOptions(passthrough=False)),
     ("tap", "", MountOptions()),
@@ -136,7 +138,7 @@ def test_complaints(text: str, complaint: str) -> None:
 def test_generic_options_are_ignored() -> None:
     generic = (
         "defaults,auto,noauto,_netdev,nofail,user,users,user=joe,x-systemd.automount,X-mount.mkdir,"
-        "comment=hello,noatime,relatime,,lazytime"
+        "comment=hello,norelatime,relatime,,lazytime"
     )
     assert parse_options(generic) == {}
 

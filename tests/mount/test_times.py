@@ -7,12 +7,15 @@ import mmap
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.children import USER, run_as
+from tests.conftest import Mounted, mounting, open_workspace
 from tests.mount.comparing import Pair
+from tests.mount.conftest import make_pair
 from tests.mount.kinds import KINDS, make
 from tests.mount.test_reading_and_writing import content
 from volfs.linux import syscalls
@@ -284,3 +287,59 @@ def test_reading_with_o_noatime_leaves_the_time_of_access(
         return [behind.stat().st_atime == 5]
 
     assert pair.same(operation) == [noatime]
+
+
+@pytest.fixture(scope="module")
+def without_atime() -> Iterator[Mounted]:
+    with open_workspace() as workspace, mounting(workspace) as mount:
+        yield mount(noatime=True)
+
+
+def read_file(path: Path) -> None:
+    assert path.read_bytes() == b"content"
+
+
+def read_mapped(path: Path) -> None:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+        assert mapped[:] == b"content"
+
+
+def read_while_writing(path: Path) -> None:
+    with path.open("r+b") as file:
+        assert file.read() == b"content"
+
+
+def list_directory(path: Path) -> None:
+    assert os.listdir(path.parent) == [path.name]
+
+
+READERS = (read_file, read_mapped, read_while_writing, list_directory)
+
+
+@pytest.mark.parametrize("uid", [0, USER], ids=["root", "user"])
+@pytest.mark.parametrize("reader", READERS, ids=[reader.__name__ for reader in READERS])
+def test_a_tree_without_times_of_access_leaves_them(
+    without_atime: Mounted, reader: Callable[[Path], None], uid: int
+) -> None:
+    """On the disk, too, whoever reads there: the kernel or the daemon."""
+    pair = make_pair(without_atime)
+    path = pair.mounted / "file"
+    path.write_bytes(b"content")
+    os.chown(path, USER, USER)
+    for place in (path, pair.mounted):
+        os.utime(place, (5, 10))
+    assert os.statvfs(path).f_flag & os.ST_NOATIME
+    run_as(lambda: reader(path), uid)
+    for place in (path, pair.mounted, pair.data / "file", pair.data):
+        assert place.stat().st_atime == 5, place
+    without_atime.assert_level()
+
+
+def test_what_was_just_made_too(without_atime: Mounted) -> None:
+    pair = make_pair(without_atime)
+    with (pair.mounted / "file").open("w+b") as file:
+        file.write(b"content")
+        file.flush()
+        os.utime(file.fileno(), (5, 10))
+        assert os.pread(file.fileno(), 100, 0) == b"content"
+    assert (pair.data / "file").stat().st_atime == 5

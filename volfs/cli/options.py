@@ -173,6 +173,13 @@ OPTIONS = (
         "exec", "noexec", "Allow (default) or forbid running programs.", opposite="noexec", on=False
     ),
     Option(
+        "atime",
+        "noatime",
+        "Note when files are read as the scope's filesystem does (default), or not at all.",
+        opposite="noatime",
+        on=False,
+    ),
+    Option(
         "passthrough",
         "passthrough",
         "Let the kernel read and write the files of volumes itself where it can (default), or "
@@ -191,13 +198,13 @@ OPTIONS = (
 _BY_NAME = {option.name: option for option in OPTIONS}
 _OPPOSITES = {option.opposite: option for option in OPTIONS if option.opposite}
 
-# mount(8) acts on these itself, or they are for other readers of fstab. The access time options
-# are the kernel's and mean nothing to FUSE, as does lazytime.
+# mount(8) acts on these itself, or they are for other readers of fstab. The other access time
+# options are the backing filesystem's and mean nothing to FUSE, as does lazytime.
 _IGNORED = frozenset(
     (
         *("defaults", "auto", "noauto", "nofail", "_netdev", "async", "silent", "loud"),
         *("user", "nouser", "users", "owner", "group", "mand", "nomand"),
-        *("atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime"),
+        *("relatime", "norelatime", "strictatime", "nostrictatime"),
         *("diratime", "nodiratime", "lazytime", "nolazytime"),
     )
 )

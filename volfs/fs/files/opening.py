@@ -66,6 +66,8 @@ class Opening:
         cache: CachePolicy,
         passthrough: Passthrough,
         connection: Connection,
+        *,
+        noatime: bool = False,
     ) -> None:
         self._inodes = inodes
         self._handles = handles
@@ -74,6 +76,8 @@ class Opening:
         self._passthrough = passthrough
         self._connection = connection
         self._root = os.geteuid() == 0
+        # Others may do so with their own files only.
+        self._unnoticed = os.O_NOATIME if noatime and self._root else 0
         # The names in this directory stand for our own descriptors, O_PATH ones among them.
         self._descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
@@ -194,6 +198,7 @@ class Opening:
 
     def _open_backing(self, inode: Inode, flags: int, *, clears: bool = True) -> int:
         backing = flags & ~(_NOT_PASSED | os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
+        backing |= self._unnoticed
         reached = self._inodes.reach(inode)
         name = str(reached)
         waits = inode.device.slow or flags & os.O_NONBLOCK
@@ -229,6 +234,7 @@ class Opening:
     ) -> tuple[Opened, Found]:
         directory = self._inodes.reach(parent)
         backing = flags & ~_NOT_PASSED | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        backing |= self._unnoticed
         try:
             with self._identity.acting(ctx.uid, ctx.gid, ctx.umask), setgid_as_asked(mode):
                 fd = os.open(name, backing, stat.S_IMODE(mode), dir_fd=directory)
@@ -244,7 +250,7 @@ class Opening:
         """A file without a name, open."""
         directory = self._inodes.reach(parent)
         with self._identity.acting(ctx.uid, ctx.gid, ctx.umask), setgid_as_asked(mode):
-            fd = make_unnamed(directory, flags, mode)
+            fd = make_unnamed(directory, flags | self._unnoticed, mode)
         return self._created_open(fd, parent, b"", flags, ctx)
 
     def _created_open(
@@ -287,6 +293,7 @@ class Opening:
 
     def open_directory(self, inode: Inode, flags: int = 0) -> int:
         """A descriptor to list a directory with; ``flags`` can be O_NOATIME."""
+        flags |= self._unnoticed
         fd = self._inodes.reach(inode)
         # By "." it must be searchable, which everything is to root, and is quicker.
         if self._root:

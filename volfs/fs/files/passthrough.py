@@ -14,7 +14,8 @@ import logging
 import os
 
 from volfs.fs.agreement import Connection
-from volfs.fs.inodes import Inode, InodeTable
+from volfs.fs.inodes import Device, Inode, InodeTable
+from volfs.linux import calls, syscalls
 from volfs.linux.identity import UNRESERVED
 
 with contextlib.suppress(ImportError):  # then there is no tap, and no device either
@@ -31,12 +32,16 @@ class Passthrough:
     """Backing ids of open files, on the descriptor of the FUSE device.
 
     Does nothing unless the kernel has agreed. ``refusal`` says why it would have none after all,
-    once that was tried.
+    once that was tried. ``noatime``: reading leaves times of access as they are.
     """
 
-    def __init__(self, inodes: InodeTable, connection: Connection) -> None:
+    def __init__(
+        self, inodes: InodeTable, connection: Connection, *, noatime: bool = False
+    ) -> None:
         self._inodes = inodes
         self._connection = connection
+        self._noatime = noatime
+        self._clones: dict[int, int] = {}
         self.count = 0
         self.refusal = ""
 
@@ -71,6 +76,8 @@ class Passthrough:
         agreement = self._connection.agreement
         if not agreement.passthrough or self.refusal or inode.opens:
             return 0
+        if self._noatime and device.anchor is None:
+            return 0  # it could not be reached on a mount of its own
         if device.slow or not device.passthrough:
             # (On a network filesystem the identity above would be the one that its server sees.)
             return 0
@@ -79,7 +86,14 @@ class Passthrough:
         try:
             # The kernel then reads and writes with the identity that we have now. Root's could
             # use the blocks that the filesystem reserves for root.
-            inode.backing = _calls.backing_open(agreement.device, fd, UNRESERVED)
+            if self._noatime:
+                fd = self._on_clone(device, fd)
+                try:
+                    inode.backing = _calls.backing_open(agreement.device, fd, UNRESERVED)
+                finally:
+                    os.close(fd)
+            else:
+                inode.backing = _calls.backing_open(agreement.device, fd, UNRESERVED)
         except OSError as error:
             if error.errno in _FOR_GOOD:
                 device.passthrough = False
@@ -87,6 +101,30 @@ class Passthrough:
             return 0
         self.count += 1
         return inode.backing
+
+    def _on_clone(self, device: Device, fd: int) -> int:
+        """A further descriptor of a file, on a mount of its own that keeps no times of access.
+
+        The kernel opens the backing file again on that mount, with the flags of its opener.
+        """
+        clone = self._clones.get(device.dev, -1)
+        if clone < 0:
+            assert device.anchor is not None
+            tree = syscalls.open_tree_clone(device.anchor.fd)
+            try:
+                syscalls.set_noatime(tree)
+                clone = os.open(f"/proc/self/fd/{tree}", os.O_RDONLY | os.O_CLOEXEC)
+            finally:
+                os.close(tree)
+            self._clones[device.dev] = clone
+        handle, _ = calls.name_to_handle_at(fd)
+        return syscalls.open_by_handle_at(clone, handle, os.O_PATH)
+
+    def close(self) -> None:
+        """Let go of the filesystems."""
+        for clone in self._clones.values():
+            os.close(clone)
+        self._clones.clear()
 
     def release(self, inode: Inode, *, last: bool = False) -> None:
         """Give the backing id of a file back that nothing has open any more.

@@ -50,6 +50,7 @@ class Parts:
         self.requests.handles.close()
         self.requests.inodes.close()
         self.opening.close()
+        self.passthrough.close()
 
 
 def assemble(
@@ -72,9 +73,17 @@ def assemble(
     inodes = InodeTable(scope_fd, descriptors, connection)
     handles = HandleTable()
     listings = Listings(options.cache.timeout)
-    passthrough = Passthrough(inodes, connection)
+    passthrough = Passthrough(inodes, connection, noatime=options.noatime)
     names = Names(inodes, identity, listings)
-    opening = Opening(inodes, handles, identity, options.cache, passthrough, connection)
+    opening = Opening(
+        inodes,
+        handles,
+        identity,
+        options.cache,
+        passthrough,
+        connection,
+        noatime=options.noatime,
+    )
     attributes = Attributes(inodes, listings)
     root = Root(
         store,

@@ -125,6 +125,7 @@ def _mount_as_root(scope: str, target: str, options: MountOptions) -> int:
     flags |= 0 if options.suid else syscalls.MS_NOSUID
     flags |= 0 if options.dev else syscalls.MS_NODEV
     flags |= syscalls.MS_NOEXEC if options.noexec else 0
+    flags |= syscalls.MS_NOATIME if options.noatime else 0
     try:
         syscalls.mount(
             os.fsencode(scope), os.fsencode(target), b"fuse.volfs", flags, ",".join(data).encode()
@@ -145,4 +146,6 @@ def _mount_options(scope: str, options: MountOptions) -> set[str]:
         chosen.add("ro")
     if options.noexec:
         chosen.add("noexec")
+    if options.noatime:
+        chosen.add("noatime")
     return chosen

@@ -16,6 +16,7 @@ class MountOptions:
     ``allow_other``: whether users other than the one who mounts get in; None means yes for root,
     whose containers run as others, and no for everybody else.
     ``root_owner``: (uid, gid) of the tree's root directory; None means those of the daemon.
+    ``noatime``: reading leaves times of access as they are.
     ``rmdir``: "data" removes a volume with its data (into the trash), "empty" refuses with
     ENOTEMPTY while it holds any.
     ``tap`` and ``passthrough``: whether the wire tap, and with it FUSE passthrough, are used
@@ -29,6 +30,7 @@ class MountOptions:
     suid: bool = False
     dev: bool = False
     noexec: bool = False
+    noatime: bool = False
     rmdir: Literal["data", "empty"] = "data"
     root_mode: int = 0o755
     root_owner: tuple[int, int] | None = None
