@@ -20,8 +20,8 @@ from tests.conftest import Mounted, is_mounted, wait_for
 from tests.unprivileged import shared
 from volfs.errors import MountError
 from volfs.fs.mount.daemons import mark
+from volfs.fs.mount.mounted import Mounted as Served
 from volfs.fs.mount.unmounting import unmount
-from volfs.linux import syscalls
 from volfs.linux.mountinfo import MountTable
 from volfs.store import tree_mounts
 
@@ -76,21 +76,19 @@ class TestSuccessor:
             wait_for(lambda: is_gone(old), "the old daemon's end")
             self.still_serves(place)
 
-    def test_when_it_has_the_old_ones_number(self, place: Background) -> None:
+    def test_when_it_has_the_old_ones_number(self, workspace: Path) -> None:
         """Device numbers are given again once the superblock is gone."""
-        assert place.mount().code == 0
-        old = place.daemon()
-        device = MountTable.of_process().way_to(str(place.mnt))[-1].device
-        os.kill(old, signal.SIGSTOP)
+        (target := workspace / "target").mkdir()
+        connection = os.open("/dev/fuse", os.O_RDWR)  # that is none any more
+        subprocess.run(["mount", "-t", "tmpfs", "successor", target], check=True)
         try:
-            syscalls.umount2(os.fsencode(place.mnt))
-            assert place.mount().code == 0
-            again = MountTable.of_process().way_to(str(place.mnt))[-1].device
-            assert again == device, "the number was not given again: this shows nothing"
+            device = MountTable.of_process().way_to(str(target))[-1].device
+            old = Served(str(target), device, connection)
+            old.leave()
+            old.end(lambda: os.close(connection))
+            assert is_mounted(target)
         finally:
-            os.kill(old, signal.SIGCONT)
-        wait_for(lambda: is_gone(old), "the old daemon's end")
-        self.still_serves(place)
+            subprocess.run(["umount", target], check=True)
 
     def still_serves(self, place: Background) -> None:
         assert tree_mounts(str(place.scope)) == [str(place.mnt)], "the successor's tree is gone"

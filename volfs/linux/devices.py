@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import struct
 from pathlib import Path
 
 from volfs.linux.syscalls import AT_FDCWD, os_error
@@ -12,8 +13,8 @@ from volfs.linux.syscalls import AT_FDCWD, os_error
 _AT_NO_AUTOMOUNT = 0x800
 _AT_STATX_DONT_SYNC = 0x4000
 _STATX_SIZE = 256
-_DEV_MAJOR, _DEV_MINOR = 136, 140
-"""Offsets in struct statx."""
+_RDEV, _DEV = 128, 136
+"""Offsets in struct statx, where major and minor number stand."""
 
 _SYS_PIDFD_GETFD = 438
 """The same on all architectures."""
@@ -28,12 +29,25 @@ def device_of(path: str) -> str:
     hangs or is gone, and a FUSE filesystem that is another user's (fuse_getattr in the kernel).
     Of a link below /proc the path is not walked either. Raises OSError.
     """
+    return _number(_statx(path), _DEV)
+
+
+def special_of(path: str) -> str:
+    """Return the st_rdev of what ``path`` leads to, in the same way; "0:0" of no device file."""
+    return _number(_statx(path), _RDEV)
+
+
+def _statx(path: str) -> bytes:
     buffer = ctypes.create_string_buffer(_STATX_SIZE)
     flags = _AT_NO_AUTOMOUNT | _AT_STATX_DONT_SYNC
     if _libc.statx(AT_FDCWD, os.fsencode(path), flags, 0, buffer) != 0:
         raise os_error(ctypes.get_errno(), path)
-    major = int.from_bytes(buffer.raw[_DEV_MAJOR : _DEV_MAJOR + 4], "little")
-    return f"{major}:{int.from_bytes(buffer.raw[_DEV_MINOR : _DEV_MINOR + 4], 'little')}"
+    return buffer.raw
+
+
+def _number(status: bytes, offset: int) -> str:
+    major, minor = struct.unpack_from("=II", status, offset)
+    return f"{major}:{minor}"
 
 
 def pidfd_getfd(pidfd: int, fd: int) -> int:

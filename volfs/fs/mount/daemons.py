@@ -13,10 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from volfs.holder import Holder
-from volfs.linux.devices import device_of, pidfd_getfd
+from volfs.linux.devices import device_of, pidfd_getfd, special_of
 from volfs.linux.mountinfo import MountTable
 
-_FUSE_DEVICE = "/dev/fuse"
+_FUSE_DEVICE = "10:229"
 
 
 def mark(device: str) -> int:
@@ -78,7 +78,7 @@ class Daemons:
 def _is_connected(pid: int, pidfd: int) -> bool:
     try:
         for fd in sorted(map(int, os.listdir(f"/proc/{pid}/fd"))):
-            if os.readlink(f"/proc/{pid}/fd/{fd}") == _FUSE_DEVICE:
+            if special_of(f"/proc/{pid}/fd/{fd}") == _FUSE_DEVICE:
                 # For no longer than it takes: the connection lives as long as a descriptor of it.
                 copy = pidfd_getfd(pidfd, fd)
                 try:
