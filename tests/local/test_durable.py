@@ -264,8 +264,9 @@ def test_what_is_published_is_synced_with_all_in_it(
                 assert not below & set(disk.unsynced)
             watch_rename(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
 
-        monkeypatch.setattr(os, "rename", rename)
-        operation(driver)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "rename", rename)
+            operation(driver)
     (now,) = published
     assert len(now) > 5
     assert now in synced.values()
@@ -319,9 +320,10 @@ def test_the_first_file_goes_when_it_is_on_disk_that_the_volume_is_no_more(
 
             return watch
 
-        for name in ("unlink", "rmdir"):
-            monkeypatch.setattr(os, name, watching(getattr(os, name)))
-        operation(driver)
+        with monkeypatch.context() as patch:
+            for name in ("unlink", "rmdir"):
+                patch.setattr(os, name, watching(getattr(os, name)))
+            operation(driver)
     assert gone == 2
 
 

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,9 +18,11 @@ from tests.filesystems import ext4
 from tests.linux.test_deletion import immutable, make_read_only, make_subvolume, make_tree
 from tests.local.scopes import OpenDriver, hidden_entries, write
 from tests.local.test_scope import mount_tmpfs
+from volfs.linux import identity
 from volfs.linux.deletion import never
 from volfs.linux.identity import owning
 from volfs.local import LocalDriver
+from volfs.volume import NewVolume, Owner
 
 
 def use_up_inodes(place: Path) -> None:
@@ -267,8 +270,6 @@ class TestWhoPays:
 
     @needs_root
     def test_what_is_kept_of_a_volume_is_its_owners(self, driver: LocalDriver, scope: Path) -> None:
-        from volfs.volume import NewVolume, Owner
-
         volume = driver.create(NewVolume("vol", owner=Owner(USER, NOBODY, 0o755)))
         sidecar = scope / "volumes" / "vol" / "volume.json"
         for _ in range(2):
@@ -282,6 +283,25 @@ class TestWhoPays:
         driver.set_labels(other, {"a": "b"})
         status = (scope / "volumes" / "other" / "volume.json").stat()
         assert (status.st_uid, status.st_gid) == (0, 0)
+
+    @needs_root
+    def test_a_server_may_refuse_the_owner(
+        self, driver: LocalDriver, scope: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As NFS does in a directory that only root may enter: then root makes it, and gives it."""
+
+        @contextmanager
+        def refused(uid: int, gid: int) -> Iterator[None]:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            yield
+
+        monkeypatch.setattr(identity, "owning", refused)
+        volume = driver.create(NewVolume("vol", owner=Owner(USER, NOBODY, 0o755)))
+        driver.set_labels(volume, {"a": "b"})
+        assert driver.get("vol").labels == {"a": "b"}
+        for path in (scope / "volumes" / "vol" / "volume.json", Path(volume.path)):
+            assert (path.stat().st_uid, path.stat().st_gid) == (USER, NOBODY)
+        assert (scope / "volumes" / "vol").stat().st_uid == 0
 
     @needs_root
     def test_permissions_stay_ours(self, workspace: Path) -> None:

@@ -208,7 +208,11 @@ def _list_removed(opened: OpenScope, *, reverse: bool, quiet: bool, as_json: boo
     if reverse:
         entries.reverse()
     if as_json:
-        print_json([asdict(e) | {"removed_at": iso(e.removed_at)} for e in entries])
+        told = (
+            {"id": e.id, "name": e.name, "removed_at": iso(e.removed_at), "by": e.by}
+            for e in entries
+        )
+        print_json(list(told))
     elif quiet:
         print_lines(entry.id for entry in entries)
     else:

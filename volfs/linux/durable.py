@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from volfs.linux.identity import UNRESERVED, owning
+from volfs.linux.identity import UNRESERVED, made_as
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 NO_ENTRY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
@@ -58,41 +58,34 @@ def write_new(name: str, data: bytes, *, dir_fd: int, owner: tuple[int, int] | N
     NO_RESERVE it is ours, but not out of the filesystem's reserve.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _paid_by(owner):
+
+    def make() -> None:
         fd = os.open(name, flags, 0o600, dir_fd=dir_fd)
         try:
-            while data:
-                data = data[os.write(fd, data) :]
-            _take_over(fd, owner)
+            left = data
+            while left:
+                left = left[os.write(fd, left) :]
+            # By descriptor, and only of what was made just now. It is the owner's already, but
+            # where a server knew better.
+            uid, gid = (os.geteuid(), os.getegid()) if owner in (None, NO_RESERVE) else owner
+            if owner is not None and os.geteuid() == 0 and os.fstat(fd).st_uid != uid:
+                os.fchown(fd, uid, gid)
             os.fsync(fd)
         finally:
             os.close(fd)
+
+    made_as(owner, make)
 
 
 def make_directory(
     name: str, mode: int, *, dir_fd: int, owner: tuple[int, int] | None = None
 ) -> None:
     """mkdir(2), with ``owner`` as for ``write_new``."""
-    with _paid_by(owner):
-        os.mkdir(name, mode, dir_fd=dir_fd)
+    made_as(owner, lambda: os.mkdir(name, mode, dir_fd=dir_fd))
     if owner == NO_RESERVE:
         with opened(name, dir_fd=dir_fd) as fd:
-            _take_over(fd, owner)
-
-
-def _take_over(fd: int, owner: tuple[int, int] | None) -> None:
-    """Make ours what was made as nobody."""
-    if owner == NO_RESERVE and os.fstat(fd).st_uid == UNRESERVED:
-        os.fchown(fd, os.geteuid(), os.getegid())
-
-
-@contextmanager
-def _paid_by(owner: tuple[int, int] | None) -> Iterator[None]:
-    if owner is None:
-        yield
-        return
-    with owning(*owner):
-        yield
+            if os.fstat(fd).st_uid == UNRESERVED:
+                os.fchown(fd, os.geteuid(), os.getegid())
 
 
 def read_small(name: str, limit: int, *, dir_fd: int) -> bytes | None:

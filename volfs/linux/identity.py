@@ -12,17 +12,18 @@ import logging
 import os
 import resource
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar
 
 from volfs.linux import syscalls
 from volfs.linux.calls import setfsids
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 
 UNRESERVED = 0xFFFF_FFFD
 """An fsuid and fsgid that nobody has, and no filesystem keeps its reserve for: ext4's is for uid
@@ -185,6 +186,18 @@ def owning(uid: int, gid: int) -> Iterator[None]:
     finally:
         setfsids(0, 0)
         syscalls.capset(*masks)
+
+
+def made_as(owner: tuple[int, int] | None, make: Callable[[], T]) -> T:
+    """Return what ``make`` does as ``owner`` (uid, gid; None: as ourselves): see ``owning``.
+
+    A server that lets root do more than its users may refuse it to the owner, since the
+    directory is not theirs: there it is made as ourselves.
+    """
+    if owner is not None:
+        with suppress(PermissionError), owning(*owner):
+            return make()
+    return make()
 
 
 class KeepingSetgid:

@@ -37,6 +37,7 @@ from volfs.linux.durable import (
 )
 from volfs.linux.syscalls import syncfs
 from volfs.local import sidecar
+from volfs.local.entry import directory_of
 from volfs.local.names import Names, exists, not_found
 from volfs.local.scope import Scope
 from volfs.local.sidecar import Record
@@ -365,7 +366,7 @@ class LocalDriver:
         entry = self.trash.find(which)
         name = check_name(entry.name if new_name is None else new_name)
         try:
-            self._names.publish(self.trash.directory_of(entry.id), name, dir_fd=self.trash.fd)
+            self._names.publish(directory_of(entry.id), name, dir_fd=self.trash.fd)
         except FileNotFoundError:
             raise VolumeNotFoundError(
                 f"removed volume {which!r} was restored or deleted for good meanwhile"

@@ -20,10 +20,8 @@ from __future__ import annotations
 import builtins
 import errno
 import fcntl
-import json
 import logging
 import os
-import re
 import secrets
 import stat
 import time
@@ -36,25 +34,30 @@ from volfs.errors import VolumeNotFoundError
 from volfs.linux.deletion import UndeletedError, delete_tree, never
 from volfs.linux.durable import opened, read_small, scanned, sync_directory, write_new
 from volfs.linux.syscalls import syncfs
+from volfs.local.entry import (
+    RECORD,
+    RECORD_MAX,
+    VOLUME,
+    decode,
+    directory_of,
+    encode,
+    is_bare,
+    is_id,
+    new_bare_id,
+    new_id,
+    time_of,
+)
 from volfs.local.scope import ScopeDirectory
 from volfs.volume import RemovedVolume
 
 DATA = "_data"
-VOLUME = "volume"
 ATTEMPTS = 100
 """How often a step is begun anew because another process took away what it worked on."""
 
 _log = logging.getLogger(__name__)
-_REMOVED = "removed.json"
 _FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 _DEAD = "dead"
 _NEW, _DOOMED, _EMPTY = ".new-", ".doomed-", ".empty-"
-_ID_TIME = "%Y%m%dT%H%M%S.%f"
-_BARE = "~"
-_ID = re.compile(rf"\d{{8}}T\d{{6}}\.\d{{6}}Z-[0-9a-f]{{16}}({_BARE}.*)?", re.ASCII | re.DOTALL)
-_BARE_NAME_MAX = 200
-"""Bytes of a name that fit into that of an entry, with what is put before it."""
-_NO_TIME = datetime.min.replace(tzinfo=UTC)
 _LEFT_BEHIND = 60.0
 """Seconds after which unfinished work is taken for a crash's, unless it is locked. Too early
 would do no harm: whoever is still at it finds its work gone, and begins anew or fails."""
@@ -129,39 +132,32 @@ class Trash:
 
     def _take(self, name: str, by: str, dir_fd: int) -> str:
         now = datetime.now(UTC)
-        id = _new_id(now)
-        record = {"name": name, "removed_at": now.isoformat(), "by": by}
+        id = new_id(now)
         os.mkdir(id, 0o700, dir_fd=self.fd)
         try:
-            with opened(id, dir_fd=self.fd) as entry:
-                write_new(_REMOVED, json.dumps(record).encode() + b"\n", dir_fd=entry)
-                sync_directory(entry)
+            with opened(id, dir_fd=self.fd) as directory:
+                write_new(RECORD, encode(name, now, by), dir_fd=directory)
+                sync_directory(directory)
                 sync_directory(self.fd)
                 os.rename(name, f"{id}/{VOLUME}", src_dir_fd=dir_fd, dst_dir_fd=self.fd)
-                sync_directory(entry)
+                sync_directory(directory)
                 sync_directory(dir_fd)
         finally:
             self.clear(id)
         return id
 
     def _take_bare(self, name: str, dir_fd: int) -> str:
-        id = _new_id(datetime.now(UTC)) + _BARE
-        if len(os.fsencode(name)) <= _BARE_NAME_MAX:
-            id += name
+        id = new_bare_id(datetime.now(UTC), name)
         os.rename(name, id, src_dir_fd=dir_fd, dst_dir_fd=self.fd)
         sync_directory(self.fd)
         sync_directory(dir_fd)
         return id
 
-    def directory_of(self, id: str) -> str:
-        """Return the path, from the trash, of the volume's directory in an entry."""
-        return id if _BARE in id else f"{id}/{VOLUME}"
-
     def clear(self, id: str) -> None:
         """Remove an entry that holds no volume (any more); one that does is left as it is."""
         claimed = _EMPTY + id
         try:
-            if _BARE in id or self._exists(f"{id}/{VOLUME}"):
+            if is_bare(id) or self._exists(f"{id}/{VOLUME}"):
                 return
             os.rename(id, claimed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
             self._clear_claimed(claimed)
@@ -174,8 +170,8 @@ class Trash:
             id = claimed.removeprefix(_EMPTY)
             os.rename(claimed, id, src_dir_fd=self.fd, dst_dir_fd=self.fd)
             return
-        if self._exists(f"{claimed}/{_REMOVED}"):
-            os.unlink(f"{claimed}/{_REMOVED}", dir_fd=self.fd)
+        if self._exists(f"{claimed}/{RECORD}"):
+            os.unlink(f"{claimed}/{RECORD}", dir_fd=self.fd)
         os.rmdir(claimed, dir_fd=self.fd)
 
     def new_name(self) -> str:
@@ -241,7 +237,7 @@ class Trash:
             chosen = [id for id in chosen if id in wanted]
         if older_than is not None:
             now = datetime.now(UTC)
-            chosen = [id for id in chosen if (now - _time_of(id)).total_seconds() >= older_than]
+            chosen = [id for id in chosen if (now - time_of(id)).total_seconds() >= older_than]
         purged = []
         for id in chosen:
             if stopping():
@@ -322,7 +318,7 @@ class Trash:
                         self.discard(name, stopping)
                 elif name.startswith(_EMPTY):
                     self._clear_claimed(name)
-                elif _ID.fullmatch(name):
+                elif is_id(name):
                     self.clear(name)
             except OSError as error:
                 _log.debug("%s in the trash is left for the next round: %s", name, error)
@@ -351,7 +347,7 @@ class Trash:
         try:
             os.rename(id, doomed, src_dir_fd=self.fd, dst_dir_fd=self.fd)
             # A restoration may be in the entry already: who renames the volume first has it.
-            if _BARE not in id:
+            if not is_bare(id):
                 was, dead = f"{doomed}/{VOLUME}", f"{doomed}/{_DEAD}"
                 os.rename(was, dead, src_dir_fd=self.fd, dst_dir_fd=self.fd)
         except FileNotFoundError:
@@ -386,32 +382,23 @@ class Trash:
         return left
 
     def _entry(self, id: str) -> RemovedVolume | None:
-        if _BARE in id:
-            return RemovedVolume(id, id.partition(_BARE)[2] or id, _time_of(id), "")
         data = None
         try:
-            with opened(id, dir_fd=self.fd) as fd:
-                data = read_small(_REMOVED, 1 << 16, dir_fd=fd)
+            if not is_bare(id):
+                with opened(id, dir_fd=self.fd) as fd:
+                    data = read_small(RECORD, RECORD_MAX, dir_fd=fd)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             self._tell(id, "%s cannot be read: %s", self.place(id), error)
-        try:
-            record = json.loads(data or b"")
-            name, by = record["name"], record["by"]
-            if not (isinstance(name, str) and isinstance(by, str)):
-                raise ValueError
-        except (ValueError, KeyError, TypeError, RecursionError):
-            # Whatever happened to the record, the data can be had back by its id.
-            name, by = id, ""
-        return RemovedVolume(id, name, _time_of(id), by)
+        return decode(id, data or b"")
 
     def _ids(self) -> builtins.list[str]:
         """Return the ids of all entries, those without a volume too, oldest first."""
         if self._directory is None:
             return []
         with scanned(self.fd) as entries:
-            return sorted(entry.name for entry in entries if _time_of(entry.name) > _NO_TIME)
+            return sorted(found.name for found in entries if is_id(found.name))
 
     def _holds(self, id: str, below: str = "", *, unknown: bool = False) -> bool:
         """Return whether there is a volume in an entry, or something ``below`` its directory.
@@ -419,7 +406,7 @@ class Trash:
         ``unknown`` is the answer where nothing can be known.
         """
         try:
-            return self._exists(self.directory_of(id) + below)
+            return self._exists(directory_of(id) + below)
         except OSError as error:
             # One that is broken, or not ours, must not keep the others from their turn.
             self._tell(id, "%s cannot be looked at: %s", self.place(id), error)
@@ -440,20 +427,6 @@ class Trash:
 
     def _is_directory(self, name: str) -> bool:
         return stat.S_ISDIR(os.stat(name, dir_fd=self.fd, follow_symlinks=False).st_mode)
-
-
-def _new_id(now: datetime) -> str:
-    return f"{now.strftime(_ID_TIME)}Z-{secrets.token_hex(8)}"
-
-
-def _time_of(id: str) -> datetime:
-    """Return the time in an id, _NO_TIME when it is none."""
-    if not _ID.fullmatch(id):
-        return _NO_TIME
-    try:
-        return datetime.strptime(id.partition("Z")[0], _ID_TIME).replace(tzinfo=UTC)
-    except ValueError:  # month 13
-        return _NO_TIME
 
 
 def _is_older(entry: os.DirEntry[str], moment: float) -> bool:

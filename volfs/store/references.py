@@ -44,7 +44,7 @@ from volfs.linux.durable import (
     sync_directory,
     write_new,
 )
-from volfs.linux.identity import owning
+from volfs.linux.identity import made_as
 from volfs.store.table import Origin, Reference, encoded_id
 from volfs.store.usage import Scan
 from volfs.volume import Volume, can_name
@@ -227,8 +227,8 @@ class References:
         """
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            with self._made() as above, owning(*self._owner()):
-                return os.open(_LOCK, flags, 0o600, dir_fd=above)
+            with self._made() as above:
+                return made_as(self._owner(), lambda: os.open(_LOCK, flags, 0o600, dir_fd=above))
         except OSError as error:
             if error.errno == errno.EROFS if shared else error.errno in _FULL:
                 return None
