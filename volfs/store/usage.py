@@ -301,7 +301,7 @@ class Scan:
                 continue
             try:
                 told = _unseen(tree, volume.name, known) if tree.file not in self._silent else None
-            except (OSError, ValueError):
+            except (OSError, ValueError, TypeError, RecursionError):
                 self._silent.add(tree.file)
                 told = None
             if told is not None:
