@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import pytest
 
-from tests.children import CLONE_NEWNS, OTHER, USER, Child, needs_root
+from tests.children import CLONE_NEWNS, OTHER, USER, Child, needs_root, run_as
 from tests.conftest import Mounted, MountFactory, volfs, wait_for
 from tests.unprivileged import shared
 from volfs.errors import VolumeInUseError
@@ -157,6 +157,9 @@ class TestTwoTrees:
         first.stopped = True
         detach(first.mnt)
         (second.mnt / "vol").rmdir()
+        assert len(os.listdir(first.scope / "trees")) == 2
+        mount(scope=first.scope)
+        assert len(os.listdir(first.scope / "trees")) == 2, "what a dead one left is taken away"
 
     def test_both_are_known_wherever_they_are_mounted(self, two: tuple[Mounted, Mounted]) -> None:
         first, second = two
@@ -164,6 +167,23 @@ class TestTwoTrees:
         assert len(os.listdir(first.scope / "trees")) == 2
         second.stop()
         assert len(os.listdir(first.scope / "trees")) == 1
+
+
+def test_who_owns_the_scope_is_told_by_a_daemon_of_root(
+    mount: MountFactory, workspace: Path
+) -> None:
+    (scope := workspace / "scope").mkdir()
+    os.chown(scope, USER, USER)
+    tree = mount(scope=scope)
+    made = scope / "trees"
+    assert {path.lstat().st_uid for path in (made, *made.iterdir())} == {USER}
+    (tree.mnt / "vol").mkdir()
+    for path in ("volumes", "volumes/vol", "volumes/vol/_data", "trash"):
+        os.chown(scope / path, USER, USER)
+    (tree.mnt / "vol" / "file").touch()
+    with holding(lambda: os.open(tree.mnt / "vol" / "file", os.O_RDONLY)) as pid:
+        (told,) = run_as(lambda: users(scope, "vol"), USER)
+    assert told.startswith(f"open vol/file by process {pid} (")
 
 
 class TestUnmountedLazily:
@@ -310,6 +330,7 @@ class TestOthers:
                     detach(pretended)
                 pretender.wait(20)
 
+    @pytest.mark.alone
     def test_very_many_very_deep_mounts_take_no_time(self, tree: Mounted, workspace: Path) -> None:
         (tree.mnt / "vol").mkdir()
         (target := workspace / "target").mkdir(mode=0o777)
@@ -325,6 +346,7 @@ class TestOthers:
         assert took < 1, f"{took:.1f} s"
         assert more < 8 << 20, f"{more >> 20} MiB"
 
+    @pytest.mark.alone
     def test_those_in_a_volume_of_theirs_neither(self, tree: Mounted, workspace: Path) -> None:
         for name in ("vol", "theirs"):
             (tree.mnt / name).mkdir()

@@ -9,7 +9,7 @@ import array
 import fcntl
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -256,3 +256,49 @@ def container_of(pid: int, space: Namespace) -> str | None:
     except (OSError, ValueError, IndexError):
         pass
     return None
+
+
+def open_paths(pid: int, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
+    """Yield the paths that a process has open and that are ``wanted``, with their mount's id.
+
+    The links under /proc are read and never followed: following asks the filesystem.
+    """
+    try:
+        entries = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return
+    for entry in entries:
+        try:
+            path = os.readlink(f"/proc/{pid}/fd/{entry}")
+            if path.startswith("/") and wanted(path):
+                yield path, _mount_id(pid, entry)
+        except OSError:
+            continue
+
+
+def mapped_paths(pid: int, devices: set[str]) -> Iterator[tuple[str, str]]:
+    """Yield the paths of what a process has mapped of filesystems, and their device number."""
+    known = {_hexadecimal(device): device for device in devices}
+    try:
+        maps = Path(f"/proc/{pid}/maps").read_bytes()
+    except OSError:
+        return
+    if not any(f" {device} ".encode() in maps for device in known):
+        return
+    for line in os.fsdecode(maps).split("\n"):
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[3] in known:
+            yield fields[5], known[fields[3]]
+
+
+def _hexadecimal(device: str) -> str:
+    major, _, minor = device.partition(":")
+    return f"{int(major):02x}:{int(minor):02x}"
+
+
+def _mount_id(pid: int, fd: str) -> int:
+    for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
+        key, _, value = line.partition(":")
+        if key == "mnt_id":
+            return int(value)
+    return -1

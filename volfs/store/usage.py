@@ -27,19 +27,15 @@ others see their own processes. Daemons answer to root and to the scope's owner.
 
 from __future__ import annotations
 
-import bisect
-import itertools
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import NamedTuple
 
 from volfs.holder import Holder
-from volfs.linux.mountinfo import DELETED, Mount, MountTable, Place, is_inside
+from volfs.linux.mountinfo import Mount, MountTable, Place, is_inside
+from volfs.store.mounts import Found, Mounts, TreeMount, volume_of
 from volfs.store.namespaces import (
     Namespace,
     Namespaces,
@@ -47,6 +43,8 @@ from volfs.store.namespaces import (
     container_of,
     groups_of,
     is_contained,
+    mapped_paths,
+    open_paths,
     user_of,
 )
 from volfs.store.trees import FSTYPE, OpenFile, Tree, says_to_be_tree, trees_of
@@ -117,10 +115,10 @@ def mount_users(point: str) -> list[Holder]:
     users = [Holder("mount", mount.point) for mount in table if mount.parent == here[-1].id]
     for pid in space.pids:
         paths = dict.fromkeys(
-            path for path, _ in _open_paths(pid, lambda path: is_inside(path, point))
+            path for path, _ in open_paths(pid, lambda path: is_inside(path, point))
         )
         paths |= dict.fromkeys(
-            path for path, _ in _mapped_paths(pid, {here[-1].device}) if is_inside(path, point)
+            path for path, _ in mapped_paths(pid, {here[-1].device}) if is_inside(path, point)
         )
         for link, what in (("cwd", "working directory"), ("root", "root directory")):
             with suppress(OSError):
@@ -129,142 +127,6 @@ def mount_users(point: str) -> list[Holder]:
                     paths[f"{path} ({what})"] = None
         users += [_opener(path, pid, space) for path in paths]
     return users
-
-
-class _TreeMount(NamedTuple):
-    """A mount of a tree: the path in the tree that it shows, and its mount point seen from us."""
-
-    device: str
-    root: str
-    point: str
-
-    def within(self, path: str) -> str | None:
-        """Return the path in the tree of a file that is seen at a path from us."""
-        if not is_inside(path, self.point):
-            return None
-        return _join(self.root, path[len(self.point.rstrip("/")) :])
-
-
-class _Shown(NamedTuple):
-    """A mount on which something may be mounted that concerns us.
-
-    ``skip`` is the length of its mount point, which the mount points on it begin with. Of a part
-    of a tree ``root`` is no more than the volume: it can be of any length.
-    """
-
-    device: str
-    root: str
-    skip: int
-    is_tree: bool
-
-    def place_of(self, point: str) -> Place:
-        return Place(
-            self.device, _join(self.root.rstrip("/"), point[self.skip :]).rstrip("/") or "/"
-        )
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Found:
-    """A mount that shows or covers something of a volume, and the directory it covers."""
-
-    point: str
-    space: Namespace
-    attached: Place | None
-
-
-@dataclass(slots=True)
-class _Mounts:
-    """The mounts of all namespaces that show or cover something in a directory (``wanted``) or,
-    if asked for, in a tree."""
-
-    wanted: Place | None
-    way: frozenset[Place]
-    is_tree: Callable[[Mount, Namespace], bool]
-    with_trees: bool
-    by_volume: dict[str, list[_Found]] = field(default_factory=dict)
-    trees: dict[int, _TreeMount] = field(default_factory=dict)
-    _inside: list[tuple[str, int, _Found]] = field(default_factory=list)
-
-    def read(self, spaces: Namespaces) -> None:
-        """Look at all namespaces."""
-        spaces.begin()
-        order = itertools.count()
-        for space in spaces:
-            shown: dict[int, _Shown] = {}
-            found, late = self._look_at(space, spaces, shown)
-            if late:  # something is mounted on what was told after it
-                found, _ = self._look_at(space, spaces, shown)
-            for place, in_tree, item in found:
-                if in_tree:
-                    self.by_volume.setdefault(_volume_of(place.path), []).append(item)
-                else:
-                    self._inside.append((place.path.rstrip("/") + "/", next(order), item))
-        self._inside.sort(key=lambda entry: entry[:2])
-
-    def _look_at(
-        self, space: Namespace, spaces: Namespaces, shown: dict[int, _Shown]
-    ) -> tuple[list[tuple[Place, bool, _Found]], bool]:
-        found: list[tuple[Place, bool, _Found]] = []
-        told: set[int] = set()
-        missed: set[int] = set()
-        late = False
-        for mount in spaces.mounts(space):
-            told.add(mount.id)
-            tree = self.with_trees and self.is_tree(mount, space)
-            gone = mount.root.endswith(DELETED)
-            if mount.id not in shown and not gone and (tree or self._leads_on(mount)):
-                late = late or mount.id in missed
-                skip = 0 if mount.point == "/" else len(mount.point)
-                root = f"/{_volume_of(mount.root)}" if tree else mount.root
-                shown[mount.id] = _Shown(mount.device, root, skip, tree)
-            if tree:
-                self.trees[mount.id] = _TreeMount(
-                    mount.device, mount.root, _join(space.root, mount.point)
-                )
-            parent = shown.get(mount.parent) if mount.parent != mount.id else None
-            if parent is None and mount.parent not in told:
-                missed.add(mount.parent)
-            attached = parent and parent.place_of(mount.point)
-            item = _Found(mount.point, space, attached)
-            own = Place(mount.device, mount.root)
-            for place, in_tree in ((own, tree), (attached, bool(parent and parent.is_tree))):
-                if place and not place.path.endswith(DELETED) and self._concerns(place, in_tree):
-                    found.append((place, in_tree, item))
-        return found, late
-
-    def _concerns(self, place: Place, in_tree: bool) -> bool:
-        if in_tree:
-            return _volume_of(place.path) != ""
-        wanted = self.wanted
-        return (
-            wanted is not None
-            and place.device == wanted.device
-            and is_inside(place.path, wanted.path)
-        )
-
-    def _leads_on(self, mount: Mount) -> bool:
-        """Whether a directory can be seen in the mount on which a mount would concern us."""
-        wanted, root = self.wanted, mount.root
-        if (
-            wanted is not None
-            and wanted.device == mount.device
-            and (is_inside(wanted.path, root) or is_inside(root, wanted.path))
-        ):
-            return True
-        return any(
-            place.device == mount.device and is_inside(place.path, root) for place in self.way
-        )
-
-    def inside(self, data: Place) -> Iterator[_Found]:
-        """Yield the mounts of, or on, something in a directory."""
-        if self.wanted is None or data.device != self.wanted.device:
-            return
-        first = data.path.rstrip("/") + "/"
-        start = bisect.bisect_left(self._inside, (first, -1), key=lambda entry: entry[:2])
-        for path, _, item in itertools.islice(self._inside, start, None):
-            if not path.startswith(first):
-                return
-            yield item
 
 
 class Scan:
@@ -283,8 +145,8 @@ class Scan:
         self._own: MountTable | None = None
         self._trees: dict[str, Tree] | None = None
         self._masters: frozenset[int] | None = None
-        self._mounts: _Mounts | None = None
-        self._outside: dict[Place, _Mounts] = {}
+        self._mounts: Mounts | None = None
+        self._outside: dict[Place, Mounts] = {}
         self._open: dict[str, list[tuple[str, Holder]]] | None = None
         self._answers: dict[str, list[Holder]] = {}
         self._silent: set[str] = set()
@@ -393,20 +255,20 @@ class Scan:
     def _volumes(self) -> Place | None:
         return self._table.place_of(f"{self.scope}/volumes")
 
-    def _look(self) -> _Mounts:
+    def _look(self) -> Mounts:
         if self._mounts is None:
             way = self._way_to(f"{self.scope}/volumes")
-            self._mounts = _Mounts(self._volumes(), way, self.is_tree, with_trees=True)
+            self._mounts = Mounts(self._volumes(), way, self.is_tree, with_trees=True)
             self._mounts.read(self.namespaces)
         return self._mounts
 
-    def _around(self, data: Place, way: frozenset[Place]) -> _Mounts:
+    def _around(self, data: Place, way: frozenset[Place]) -> Mounts:
         """Return the mounts that can concern a data directory, wherever that is."""
         volumes = self._look().wanted
         if volumes and data.device == volumes.device and is_inside(data.path, volumes.path):
             return self._look()
         if data not in self._outside:
-            mounts = self._outside[data] = _Mounts(data, way, self.is_tree, with_trees=False)
+            mounts = self._outside[data] = Mounts(data, way, self.is_tree, with_trees=False)
             mounts.read(self.namespaces)
         return self._outside[data]
 
@@ -439,7 +301,7 @@ class Scan:
                 continue
             try:
                 told = _unseen(tree, volume.name, known) if tree.file not in self._silent else None
-            except (OSError, ValueError):
+            except (OSError, ValueError, TypeError, RecursionError):
                 self._silent.add(tree.file)
                 told = None
             if told is not None:
@@ -471,7 +333,7 @@ class Scan:
         devices = {mount.device for mount in mounts.values()}
         if not mounts:
             return found
-        points: dict[str, list[_TreeMount]] = {}
+        points: dict[str, list[TreeMount]] = {}
         for mount in mounts.values():
             points.setdefault(mount.point, []).append(mount)
         prefixes = tuple(f"{point.rstrip('/')}/" for point in points)
@@ -484,12 +346,12 @@ class Scan:
                 seen = set()
                 paths = [
                     (path, mounts[id].within(path))
-                    for path, id in _open_paths(pid, is_candidate)
+                    for path, id in open_paths(pid, is_candidate)
                     if id in mounts
                 ]
-                paths += [(path, _within(path, points)) for path, _ in _mapped_paths(pid, devices)]
+                paths += [(path, _within(path, points)) for path, _ in mapped_paths(pid, devices)]
                 for path, within in paths:
-                    name = _volume_of(within) if within else ""
+                    name = volume_of(within) if within else ""
                     if within and name and path not in seen:
                         seen.add(path)
                         holder = _opener(path, pid, space)
@@ -516,7 +378,7 @@ def _unseen(tree: Tree, name: str, known: frozenset[str]) -> Sequence[OpenFile]:
         time.sleep(_RELEASE_TIME)
 
 
-def _within(path: str, points: Mapping[str, Sequence[_TreeMount]]) -> str | None:
+def _within(path: str, points: Mapping[str, Sequence[TreeMount]]) -> str | None:
     """Return the path in a tree of what is seen at a path, by the mount points above it."""
     above = path
     while above:
@@ -526,16 +388,7 @@ def _within(path: str, points: Mapping[str, Sequence[_TreeMount]]) -> str | None
     return None
 
 
-def _volume_of(path: str) -> str:
-    """Return the first component of a path inside a tree; empty for the tree's root."""
-    return path.split("/", 2)[1]
-
-
-def _join(directory: str, path: str) -> str:
-    return directory.rstrip("/") + path or "/"
-
-
-def _mount_holder(found: _Found) -> Holder:
+def _mount_holder(found: Found) -> Holder:
     space = found.space
     if space.own:
         return Holder("mount", found.point)
@@ -565,49 +418,3 @@ def _may_hold(space: Namespace, volume: Volume) -> bool:
     except OSError:
         return True
     return space.maps(status.st_uid, status.st_gid)
-
-
-def _open_paths(pid: int, wanted: Callable[[str], bool]) -> Iterator[tuple[str, int]]:
-    """Yield the paths that a process has open and that are ``wanted``, with their mount's id.
-
-    The links under /proc are read and never followed: following asks the filesystem.
-    """
-    try:
-        entries = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
-        return
-    for entry in entries:
-        try:
-            path = os.readlink(f"/proc/{pid}/fd/{entry}")
-            if path.startswith("/") and wanted(path):
-                yield path, _mount_id(pid, entry)
-        except OSError:
-            continue
-
-
-def _mapped_paths(pid: int, devices: set[str]) -> Iterator[tuple[str, str]]:
-    """Yield the paths of what a process has mapped of filesystems, and their device number."""
-    known = {_hexadecimal(device): device for device in devices}
-    try:
-        maps = Path(f"/proc/{pid}/maps").read_bytes()
-    except OSError:
-        return
-    if not any(f" {device} ".encode() in maps for device in known):
-        return
-    for line in os.fsdecode(maps).split("\n"):
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[3] in known:
-            yield fields[5], known[fields[3]]
-
-
-def _hexadecimal(device: str) -> str:
-    major, _, minor = device.partition(":")
-    return f"{int(major):02x}:{int(minor):02x}"
-
-
-def _mount_id(pid: int, fd: str) -> int:
-    for line in Path(f"/proc/{pid}/fdinfo/{fd}").read_text().splitlines():
-        key, _, value = line.partition(":")
-        if key == "mnt_id":
-            return int(value)
-    return -1

@@ -151,8 +151,9 @@ def _announced(
     scope: str, scope_fd: int, target: str, parts: Parts, identity: Identity
 ) -> _Announced | None:
     try:
-        clear_announcements(scope_fd, mounted_devices())
         device = device_at(scope, target)
+        # The number that our superblock has was given back by whatever had it before.
+        clear_announcements(scope_fd, mounted_devices() - {device or ""})
         if device is None:
             log.warning(
                 "the mount at %s cannot be seen from here: others do not see it used", target
