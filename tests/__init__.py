@@ -16,6 +16,7 @@ On real mounts:
 - ``clients``: other people's programs on the tree: git, SQLite, PostgreSQL, Docker, Podman,
   desktops, stressors.
 
-Beside the directories lies what several of them share: ``conftest`` (mounts), ``children``
-(processes and users), ``unprivileged``, ``filesystems``, ``acls``, ``readme``.
+Beside the directories lies what several of them share: ``conftest`` (mounts), ``interpreter``
+(from which volfs is forked), ``daemons``, ``children`` (processes and users), ``unprivileged``,
+``filesystems``, ``acls``, ``readme``.
 """
