@@ -69,6 +69,7 @@ def test_files_are_opened_again_whose_descriptors_were_given_up(mount: MountFact
     wait_until_idle(tree)
 
 
+@pytest.mark.allow_warnings
 def test_more_files_open_for_reading_than_descriptors(mount: MountFactory) -> None:
     """Whoever comes too late is told so; nobody else meets that there are few."""
     tree = mount(prepare=few_descriptors(FEW))

@@ -93,7 +93,7 @@ def _run_child(serve: Serve, level: int, log: Path, pipe: int) -> NoReturn:
         serve(lambda: tell(_READY))
     except VolfsError as error:
         failure = error
-    except Exception as error:  # noqa: BLE001 - whatever it is, who waits for us must hear of it
+    except Exception as error:  # noqa: BLE001 - whatever it is, whoever waits must hear of it
         _log.exception("the daemon failed")
         failure = VolfsError(f"the daemon failed: {error!r}; its log is {log}")
     if failure is None:

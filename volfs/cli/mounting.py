@@ -42,7 +42,7 @@ def mount(
     In the tree mkdir makes a volume and rmdir removes it, with its data, into the trash.
 
     Makes the scope when there is none. Returns when the tree serves; a daemon goes on in the
-    background and logs to /var/log/volfs.log, or for others than root to
+    background and logs to /var/log/volfs.log, or for users other than root to
     $XDG_STATE_HOME/volfs.log. With -f it stays in the foreground instead. A signal
     such as SIGTERM unmounts the tree and ends it with 0; upon SIGHUP its log is opened anew.
     systemd is told when it is ready.

@@ -63,7 +63,7 @@ def plugin(
 
     \b
     Options of `docker volume create -o`, all of them optional:
-      uid=N gid=N mode=OCTAL   whose the volume is; the daemon's, 0755, by default
+      uid=N gid=N mode=OCTAL   owner and mode; the daemon's, 0755, by default
       label.KEY=VALUE          a label, as `volfs ls` shows it
       from=VOLUME              start as a copy of that volume
       path=tree|native         where containers find it, whatever the plugin does otherwise
@@ -76,7 +76,7 @@ def plugin(
     it is ready. A signal such as SIGTERM ends it with 0; upon SIGHUP its log is opened anew. It
     should be up before dockerd is.
 
-    The exit code is 11 when the socket cannot be served, also because another plugin is.
+    The exit code is 11 when the socket cannot be served, also when another plugin serves it.
     """
     from volfs.cli import daemon, services
 

@@ -32,7 +32,7 @@ def restore(scope: str | None, new_name: str | None, as_json: bool, which: str) 
     \b
       volfs ls --removed
       volfs restore web                  the newest removal of that name
-      volfs restore ID --as web-old      a certain one, beside a new web
+      volfs restore ID --as web-old      that one, beside a new web
 
     Refused when a volume of that name exists: use --as.
     """

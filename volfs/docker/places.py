@@ -1,8 +1,8 @@
 """Places: where containers find the data of volumes.
 
 That is the volume's directory in a tree that is mounted, served by this process or another;
-or, for volumes with the option ``path=native`` and where the plugin is told so, the data path
-itself. Functions that may block say so.
+or, for volumes with the option ``path=native`` and for all where the plugin is told so, the data
+path itself. Functions that may block say so.
 """
 
 from __future__ import annotations

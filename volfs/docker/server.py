@@ -59,8 +59,8 @@ async def serve(
                     config = _config(listener.descriptor(), grace)
                     await serve_http(application, config, shutdown_trigger=stop.wait, mode="asgi")
                 except Exception:
-                    # What one client sends can do that, such as a malformed upgrade to HTTP/2. The
-                    # others come again: all requests may be repeated.
+                    # One client can cause that, as by a malformed upgrade to HTTP/2. The others try
+                    # again: all requests may be repeated.
                     log.exception("the server of the plugin failed; it starts anew")
                     await trio.sleep(_RETRY)
     finally:
@@ -70,7 +70,7 @@ async def serve(
 
 
 async def _remove_upon(stop: trio.Event, listener: Listener) -> None:
-    # Before the last requests are answered: nobody new may come for an answer that never is.
+    # Before the last requests are answered: nobody may connect any more and get no answer.
     await stop.wait()
     await trio.to_thread.run_sync(listener.remove)
 

@@ -69,7 +69,7 @@ def link(fd: int, directory: int, name: bytes) -> None:
 
 
 def getxattr(fd: int, name: bytes) -> bytes | None:
-    """getxattr(2); None for an attribute that the inode has not, as most that are asked for."""
+    """getxattr(2); None for an attribute it does not have, as is usual."""
     if _calls is not None:
         return _calls.getxattr(fd, name)
     try:

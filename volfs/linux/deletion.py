@@ -2,8 +2,8 @@
 
 Every directory found is first moved up, directly under the tree's top, then emptied there and
 removed. So the depth of the tree costs neither descriptors nor recursion, a deletion that was
-cut short is taken up by simply starting again, and two that work on one tree at a time only
-share the work.
+cut short is taken up by simply starting again, and two at work on one tree at the same time merely
+share it.
 
 Moving a directory before entering it also keeps the deletion out of what somebody mounted
 inside the tree: rename(2) answers EBUSY for a mount point, be it a bind mount of the same
@@ -60,12 +60,12 @@ class UndeletedError(OSError):
 
 
 def never() -> bool:
-    """The ``stopping`` of those who are in no hurry."""
+    """A ``stopping`` that never turns true."""
     return False
 
 
 def after(seconds: float) -> Callable[[], bool]:
-    """Return a ``stopping`` for those who have only so many seconds."""
+    """Return a ``stopping`` that turns true after this many seconds."""
     end = time.monotonic() + seconds
     return lambda: time.monotonic() > end
 

@@ -91,7 +91,7 @@ def make_directory(
 def read_small(name: str, limit: int, *, dir_fd: int) -> bytes | None:
     """Return what is in a file, None when there is no such regular file.
 
-    ``limit`` is the most that is read, in bytes; a larger file counts as none.
+    ``limit`` is the most that is read, in bytes; a larger file counts as missing.
     """
     try:
         # O_NONBLOCK: a fifo of that name must not make anybody wait.

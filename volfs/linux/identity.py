@@ -38,7 +38,7 @@ _DESCRIPTORS = 1 << 18
 
 
 class Requester(Protocol):
-    """Who sent a request: fsuid, fsgid, process id (0 outside our namespace) and umask.
+    """Who sent a request: fsuid, fsgid, process id (0 outside the daemon's namespace) and umask.
 
     uid and gid can be UNKNOWN: see ``process`` for who it is then.
     """
@@ -54,7 +54,7 @@ class Requester(Protocol):
 
 
 class Identity:
-    """As whom the calling thread creates files.
+    """The identity with which the calling thread creates files.
 
     ``with identity.acting(uid, gid, umask): one system call``: no await in between, as the
     identity belongs to the thread.
@@ -105,7 +105,7 @@ class Identity:
         return _Acting(self._switch and (uid != 0 or gid != 0), uid, gid, umask, self._effective)
 
     def separate_umask(self) -> None:
-        """Give a worker thread a umask (0) of its own, and let it not see those set here.
+        """Give a worker thread a umask (0) of its own, which those set here do not change.
 
         Threads share the file creation mask until one of them unshares it.
         """

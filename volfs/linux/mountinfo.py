@@ -53,7 +53,7 @@ class MountTable:
 
     @classmethod
     def of_process(cls, pid: int | str = "self") -> MountTable:
-        """Read the table of a process. Raises OSError when it is gone or not ours to see."""
+        """Read the table of a process. Raises OSError when it is gone or may not be looked at."""
         return cls(parse(Path(f"/proc/{pid}/mountinfo").read_bytes()))
 
     def __len__(self) -> int:

@@ -167,7 +167,7 @@ class LocalDriver:
         on_progress: Callable[[int], None] | None = None,
         stopping: Callable[[], bool] = never,
     ) -> tuple[LocalVolume, CopyReport]:
-        """Make a volume a copy of ``source``: see CopyingDriver.clone, and copy_tree.
+        """Make a volume that is a copy of ``source``: see CopyingDriver.clone, and copy_tree.
 
         Its option ``from`` is the source.
         """
@@ -188,7 +188,7 @@ class LocalDriver:
         return volume, copy.report
 
     def make_filled(self, new: NewVolume | str, fill: Fill) -> LocalVolume:
-        """Make a volume of what ``fill`` puts into it: see CopyingDriver.make_filled.
+        """Make a volume with what ``fill`` puts into it: see CopyingDriver.make_filled.
 
         The options that overrule what ``fill`` makes of the directory are ``uid``, ``gid`` and
         ``mode``.
@@ -260,7 +260,7 @@ class LocalDriver:
                 f"volume {new.name!r} exists and was made with {made_with or 'no options'}; "
                 "remove it first, or leave the options out"
             )
-        # Whoever made it might not have come to this yet, and our caller relies on it.
+        # Whoever made it might not have done this yet, and the caller relies on it.
         self._names.sync()
         return self._volume(new.name, path, record)
 
@@ -389,7 +389,7 @@ class LocalDriver:
         self.trash.tidy(stopping)
 
     def housekeep(self, stopping: Callable[[], bool]) -> None:
-        """Empty the trash of what is due, and clear up what a crash left."""
+        """Delete what is due from the trash, and clear up what a crash left."""
         self.trash.housekeep(self._keep_removed, self._keep_free, stopping)
 
 

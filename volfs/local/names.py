@@ -267,7 +267,7 @@ class Names:
     def _make_way(self, name: str) -> None:
         """Take a directory that holds something, but is no volume, off the name.
 
-        It is none of ours, so what it holds is kept in the trash for as long as a volume.
+        volfs did not make it, so what it holds is kept in the trash for as long as a volume.
         """
         with opened(".", dir_fd=self._directory.fd) as lock:
             # Two at a time: the slower one could take away what the faster one has published.

@@ -30,7 +30,7 @@ _PATIENCE = 2.0
 class Stage:
     """A directory in the trash in which a volume is being prepared.
 
-    ``name`` is what it has there, ``fd`` the directory.
+    ``name`` is its name there, ``fd`` the directory.
     """
 
     def __init__(self, name: str, fd: int) -> None:
@@ -41,8 +41,8 @@ class Stage:
     def keep_alive(self) -> None:
         """Show that this is still worked on. To be called often while that takes long.
 
-        For housekeepers whom the lock does not tell: on other hosts, or where the filesystem
-        has no locks.
+        For housekeepers that cannot see the lock: on other hosts, or where the filesystem has no
+        locks.
         """
         now = time.monotonic()
         if now - self._touched > _TOUCH:

@@ -12,7 +12,7 @@ Hidden entries are work under way, and what a crash left of it:
 - ``.empty-*``   an entry that seems to have been left without a volume, being examined
 
 A step that needs an entry names it from the trash's own directory (``ID/volume``), never from a
-descriptor of the entry: so whoever renames an entry first has it to himself, on any host.
+descriptor of the entry: so whoever renames an entry first has it to themselves, on any host.
 """
 
 from __future__ import annotations
@@ -212,7 +212,7 @@ class Trash:
         """Delete entries for good and return them, oldest first.
 
         ``ids`` are those of the entries, None means all; ``older_than`` spares what was removed
-        less than so many seconds ago. An entry returned cannot be restored, even where its
+        less than that many seconds ago. An entry returned cannot be restored, even where its
         deletion was cut short (by ``stopping``, a crash, or a file that cannot be deleted): the
         next housekeeping goes on with it. What could not be deleted is in its ``left``; that is
         the entry itself where nothing can be done with it, and it stays as it is. Raises

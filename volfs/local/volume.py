@@ -11,8 +11,7 @@ from volfs.local.sidecar import Record
 class LocalVolume:
     """A volume of a LocalDriver: see volfs.volume.Volume.
 
-    What its sidecar says is read when first asked for; of a volume that is gone by then it says
-    nothing.
+    What its sidecar says is read when first asked for, and empty for a volume gone by then.
     """
 
     __slots__ = ("_opener", "_record", "name", "path")

@@ -141,9 +141,9 @@ class References:
     # Changing
 
     def add(self, name: str, id: str) -> None:
-        """Note a reference durably, anew if it is known: see ReferenceTable.add.
+        """Note a reference durably, or renew it: see ReferenceTable.add.
 
-        On a read-only filesystem it is left at that: nothing can be removed from there.
+        On a read-only filesystem nothing is written: nothing can be removed from there either.
         """
         record = json.dumps(
             {
@@ -157,7 +157,7 @@ class References:
         file = _file_of(id)
         try:
             with self._made() as above, self._made(name, above) as fd:
-                # A name of its own first: there is no moment with half of it to be read.
+                # Under another name first: there is no moment at which half of it can be read.
                 staged = f"{_NEW}{secrets.token_hex(8)}"
                 try:
                     write_new(staged, record + b"\n", dir_fd=fd, owner=self._owner())
@@ -177,7 +177,7 @@ class References:
         try:
             file = _file_of(id)
         except OSError:
-            return  # no such could be acquired
+            return  # no such id can have been acquired
         with suppress(FileNotFoundError), self._opened(name) as fd:
             os.unlink(file, dir_fd=fd)
             sync_directory(fd)
@@ -354,7 +354,8 @@ def _file_of(id: str) -> str:
 def _place_of(name: str) -> int:
     """Return the byte of the lock file that stands for a name."""
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
-    # Some servers know no offsets of 64 bits. Two names of one place only wait for each other.
+    # Some servers know no offsets of 64 bits. Two names with the same byte merely wait for each
+    # other.
     return int.from_bytes(digest[:4], "big") >> 1
 
 

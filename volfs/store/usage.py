@@ -199,7 +199,7 @@ class Scan:
     # Mounts
 
     def sees_all(self) -> bool:
-        """Tell whether no container's mounts can be hidden from this process.
+        """Tell whether this process can see the mounts of every container.
 
         It has to be in the machine's first pid and user namespace, with a /proc that shows all
         processes, and there may be none in a container that it is not allowed to look at.

@@ -69,7 +69,7 @@ class Attributes:
     def setattr(
         self, inode: Inode, changes: Changes, handle: FileHandle | None, ctx: Requester
     ) -> Status:
-        """Change what ``changes`` says, nothing moving ctime all the same; return how it is.
+        """Change what ``changes`` says, and ctime even if that is nothing; return the new status.
 
         Raises BlockingIOError where somebody has a lease on a file that is to be cut, and has now
         been asked to give it back.
@@ -133,7 +133,7 @@ class Attributes:
         path = f"/proc/self/fd/{fd}"
         if name == _ACL and os.geteuid() == 0:
             status = fstat(fd)
-            # An access ACL clears setgid for an owner outside the group, and only for one.
+            # An access ACL clears setgid for an owner outside the group, and for no other.
             if status.st_mode & stat.S_ISGID and keeps_setgid(ctx, status.st_gid):
                 with KeepingSetgid():
                     os.setxattr(path, name, value, flags)

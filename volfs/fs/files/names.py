@@ -1,7 +1,7 @@
 """Names: looked up, made, moved and removed below the volumes.
 
-Plain synchronous functions, which may block where the backing filesystem does; who calls them
-decides on which thread. Whatever a system call on the backing file answers is the answer: OSError
+Plain synchronous functions, which may block where the backing filesystem does; the caller decides
+on which thread they run. Whatever a system call on the backing file answers is the answer: OSError
 passes through with its errno.
 """
 
@@ -88,9 +88,9 @@ class Names:
         os.unlink(name, dir_fd=directory)
 
     def _pin_victim(self, parent: Inode, name: bytes, directory: int) -> None:
-        """Have a descriptor of a file that is about to lose a name, if it is known.
+        """Keep a descriptor of a file that is about to lose a name, if it is known.
 
-        The kernel knows it until it forgets it, and so long its number must not be another's.
+        Until the kernel forgets the file, no other file may get its number.
         """
         try:
             status = fstatat(directory, name)

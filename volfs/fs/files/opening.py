@@ -32,8 +32,8 @@ _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 _NOT_PASSED = os.O_DIRECT | os.O_NOFOLLOW | os.O_APPEND
 """Flags of a caller's open(2) that are not for the backing file. O_DIRECT is between the caller
-and the kernel: reads and writes reach us either way, in buffers without the alignment that it
-would ask of us. O_NOFOLLOW was obeyed by the kernel, and would stop us at /proc. With O_APPEND,
+and the kernel: reads and writes reach the daemon either way, in buffers without the alignment it
+asks for. O_NOFOLLOW was obeyed by the kernel, and would fail on the link in /proc. With O_APPEND,
 pwrite(2) ignores the offset: see FileHandle.write."""
 
 _NOT_FOR_UNNAMED = _NOT_PASSED | os.O_CREAT | os.O_TRUNC
@@ -45,8 +45,8 @@ class Opened(NamedTuple):
     """A file that was opened, and how the kernel is to treat it.
 
     ``backing``: the backing id with which it reads and writes itself, 0 if the daemon serves it.
-    ``direct``: reads and writes go past the page cache. ``flush``: each close of a descriptor
-    is to be told.
+    ``direct``: reads and writes go past the page cache. ``flush``: the kernel is to report each
+    close of a descriptor.
     """
 
     handle: FileHandle
@@ -78,7 +78,7 @@ class Opening:
         self._root = os.geteuid() == 0
         # Others may do so with their own files only.
         self._unnoticed = os.O_NOATIME if noatime and self._root else 0
-        # The names in this directory stand for our own descriptors, O_PATH ones among them.
+        # The names in here stand for the daemon's own descriptors, O_PATH ones among them.
         self._descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class Opening:
                 direct = bool(mode & _PRIVILEGES)
         else:
             # The page cache would cut an append in two where it crosses a page; another process's
-            # record could come between. A file that is so opened must still be mappable.
+            # record could come between. A file opened this way must still be mappable.
             direct = handle.appending and self._connection.agreement.maps_direct
         # Local filesystems report no errors at close.
         return Opened(handle, inode.backing, direct, inode.wants_flush)
@@ -217,7 +217,8 @@ class Opening:
         return fd
 
     def _keeps_cache(self, inode: Inode, fd: int) -> bool:
-        """Whether what the kernel has cached of the file or directory being opened is right."""
+        """Whether what the kernel has cached of the file or directory being opened is still
+        right."""
         if self._cache is CachePolicy.ALWAYS:
             return True
         if self._cache is CachePolicy.NEVER:
@@ -271,7 +272,7 @@ class Opening:
         return self._opened(handle, status.st_mode), (inode, status)
 
     def release(self, handle: FileHandle) -> None:
-        """Close a file that is off the handle table."""
+        """Close a file that was taken off the handle table."""
         inode = handle.inode
         fd, handle.fd = handle.fd, -1
         try:
@@ -301,7 +302,7 @@ class Opening:
         return os.open(str(fd), _LIST | flags, dir_fd=self._descriptors)
 
     def releasedir(self, handle: DirectoryHandle) -> None:
-        """Close a directory that is off the handle table."""
+        """Close a directory that was taken off the handle table."""
         handle.end()
         self._inodes.descriptors.release(handle.inode, handle.fd)
 
@@ -342,7 +343,7 @@ def make_unnamed(directory: int, flags: int, mode: int) -> int:
     try:
         return os.open(".", flags, stat.S_IMODE(mode), dir_fd=directory)
     except OSError as error:
-        # EISDIR is how open(2) says that it does not know of it; ENOSYS would be taken for an
+        # EISDIR is how open(2) says that it does not know O_TMPFILE; ENOSYS would be taken for an
         # answer for the whole mount.
         if error.errno in (errno.EISDIR, errno.ENOSYS):
             raise os_error(errno.EOPNOTSUPP) from None

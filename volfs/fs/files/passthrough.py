@@ -1,8 +1,8 @@
 """Passthrough: the kernel reads, writes and maps open files on their backing files itself.
 
 The rules of fs/fuse/iomode.c and passthrough.c, which answers EIO when they are broken: all opens
-of an inode at a time use one backing id, and none of them goes through the page cache of FUSE. So
-an inode that is first opened with an id has all its opens passed through until the last is
+of an inode at the same time use one backing id, and none of them goes through the page cache of
+FUSE. So an inode that is first opened with an id has all its opens passed through until the last is
 closed, and one that is opened without has none.
 """
 
@@ -24,15 +24,15 @@ with contextlib.suppress(ImportError):  # then there is no tap, and no device ei
 log = logging.getLogger(__name__)
 
 _FOR_GOOD = frozenset((errno.EPERM, errno.ELOOP, errno.EOPNOTSUPP, errno.ENOTTY, errno.EINVAL))
-"""What BACKING_OPEN answers where it will never do: not allowed, a filesystem stacked too deep,
+"""What BACKING_OPEN answers where it will never work: not allowed, a filesystem stacked too deep,
 one that cannot be read that way, another kernel."""
 
 
 class Passthrough:
     """Backing ids of open files, on the descriptor of the FUSE device.
 
-    Does nothing unless the kernel has agreed. ``refusal`` says why it would have none after all,
-    once that was tried. ``noatime``: reading leaves times of access as they are.
+    Does nothing unless the kernel has agreed. ``refusal`` says why the kernel refuses it after all,
+    once it was tried. ``noatime``: reading leaves times of access as they are.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Passthrough:
         if fd < 0:
             fd = self._inodes.reach(inode)
         try:
-            # The kernel then reads and writes with the identity that we have now. Root's could
-            # use the blocks that the filesystem reserves for root.
+            # The kernel then reads and writes with the identity that the daemon has now. Root's
+            # could use the blocks that the filesystem reserves for root.
             if self._noatime:
                 fd = self._on_clone(device, fd)
                 try:
@@ -127,7 +127,7 @@ class Passthrough:
         self._clones.clear()
 
     def release(self, inode: Inode, *, last: bool = False) -> None:
-        """Give the backing id of a file back that nothing has open any more.
+        """Give back the backing id of a file that nothing has open any more.
 
         ``last``: we have no descriptor of it, so that with the id its data may go.
         """

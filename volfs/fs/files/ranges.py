@@ -1,8 +1,8 @@
 """Ranges of open files: allocating them, looking for holes, copying.
 
 Plain functions on descriptors that are open on backing files. Whatever the backing filesystem
-answers is the answer: OSError passes through with its errno. None of them may answer ENOSYS,
-which the kernel would take for good: it then asks no more for the rest of the mount.
+answers is the answer: OSError passes through with its errno. None of them may answer ENOSYS, which
+the kernel takes as final: it never asks again for the rest of the mount.
 """
 
 from __future__ import annotations
@@ -90,11 +90,11 @@ def copy(
 
     In steps of copy_file_range(2), until all is copied or the source ends, something fails after
     the first step, or ``stopping()`` is true. A copy that is cut short is a success, and the first
-    step is always made: so a process that is interrupted again and again gets on.
+    step is always made: so a process that is interrupted again and again still gets on.
 
     The steps grow while they are done at once, as they are where the filesystem shares blocks
-    (a reflink of 1 GiB is as quick as one of 1 MiB), and shrink when they last: an interrupted
-    caller, were it killed, waits for one step.
+    (a reflink of 1 GiB is as quick as one of 1 MiB), and shrink when they take long: an interrupted
+    caller waits for one step, even when it is killed.
 
     Raises OSError when nothing was copied. Upon EOPNOTSUPP and EXDEV (different filesystems) the
     kernel copies by reading and writing. ``flags`` is 0 in all kernels so far; EINVAL otherwise.
@@ -131,7 +131,8 @@ def copy(
 
 
 def _known(error: OSError) -> OSError:
-    """The error to answer: ENOSYS of one backing file must not end the request for all."""
+    """The error to answer: ENOSYS from one backing file must not end this kind of request for
+    all."""
     if error.errno == errno.ENOSYS:
         return os_error(errno.EOPNOTSUPP)
     return error

@@ -1,11 +1,11 @@
 """Reaching an inode: the descriptors that are kept, and how one without is found again.
 
 Only the most recently used inodes keep their O_PATH descriptor. The others are reached again by
-file handle where the backing filesystem and our privileges allow it, else by parent and name.
-Whichever way, what is reached is checked to be the same inode, so a recycled inode number is
+file handle where the backing filesystem and the daemon's privileges allow it, else by parent and
+name. Whichever way, what is reached is checked to be the same inode, so a recycled inode number is
 never taken for the old file: the answer is ESTALE, upon which the kernel looks the name up again.
 
-An inode is told by device, number and the time when it was made. Two that had a number one after
+An inode is known by device, number and the time when it was made. Two that had a number one after
 the other can have been made in the same tick of the clock only if the first was let go of by then;
 for those (*young* ones), and where the filesystem does not tell the time, the file handle decides,
 which has the generation.
@@ -31,7 +31,7 @@ _TICK_NS = 20_000_000
 """Nanoseconds between two births that may be noted as the same: twice the slowest clock's tick."""
 
 _ANCHORS = 16
-"""One descriptor in so many may be an anchor."""
+"""At most one descriptor in this many is an anchor."""
 
 _LEAST = 16
 """One request uses a few descriptors at once; they must not evict each other."""
@@ -157,7 +157,7 @@ class Descriptors:
                 self._evict_oldest()
 
     def anchor(self, device: Device, fd: int) -> None:
-        """Have what the files of a device are found again with; ``fd`` is a descriptor on it.
+        """Give a device an anchor to find its files again with; ``fd`` is a descriptor on it.
 
         An anchor of the same mount serves as well; and there are not too many of them.
         """
@@ -188,8 +188,8 @@ class Descriptors:
     def release_deleted(self, limit: int) -> int:
         """Look at the ``limit`` least recently used descriptors; let go of deleted files.
 
-        A kept descriptor keeps a file's blocks on disk; for one deleted behind the mount nobody
-        would tell us. (On a network filesystem it keeps none here, and looking could block.)
+        A kept descriptor keeps a file's blocks on disk, and nothing tells of one deleted behind the
+        mount. (On a network filesystem it keeps none here, and looking could block.)
         Returns how many were looked at.
         """
         oldest = []
@@ -217,8 +217,8 @@ class Descriptors:
         self.closing.end()
 
     def _open_again(self, inode: Inode) -> int:
-        """Open what has no descriptor: by file handle, else from the next directory above that
-        has or gets one, name by name."""
+        """Open what has no descriptor: by file handle, else name by name from the nearest directory
+        above that has or gets one."""
         above: list[Inode] = []
         here = inode
         lent: list[int] = []
@@ -276,8 +276,8 @@ class Descriptors:
 def is_same(inode: Inode, status: Status, parent: Inode | None, name: bytes, fd: int) -> bool:
     """Whether the file with this status, seen as ``name`` in ``parent``, is ``inode``.
 
-    It has the number of ``inode``, which nothing pinned all the time (else it is). ``fd`` is a
-    descriptor of it, without which some cannot be told (see needs_descriptor): they are two then.
+    It has the number of ``inode``, which was not pinned all the time (then it would be). ``fd`` is
+    a descriptor of it; without one, those that need it (see needs_descriptor) count as different.
     """
     birth = birth_ns(status)
     known = bool(birth and inode.birth)
@@ -288,7 +288,7 @@ def is_same(inode: Inode, status: Status, parent: Inode | None, name: bytes, fd:
     if inode.file_handle is not None:
         return fd >= 0 and inode.file_handle == file_handle_of(fd)[0]
     # Only ever listed. Under another name it is taken for another, which costs no more than a
-    # look-up; but a directory could be somebody's working one.
+    # look-up; but a directory could be somebody's working directory.
     return (inode.parent is parent and inode.name == name) or (not known and status.st_nlink > 1)
 
 
@@ -305,7 +305,7 @@ def is_young(birth: int) -> bool:
 
 
 def learn_file_handle(inode: Inode, fd: int) -> None:
-    """Have the inode know its file handle; ``fd`` is a descriptor of it."""
+    """Note the file handle of an inode; ``fd`` is a descriptor of it."""
     if inode.file_handle is None:
         inode.file_handle, mount_id = file_handle_of(fd)
         # On another mount of the device its options could be others (a read-only bind mount).

@@ -1,7 +1,7 @@
 """InodeTable: node id ↔ real inode, with lookup counts.
 
-Every inode the kernel knows has an Inode here. What is looked up is *remembered*: told to be a
-file that is known, or a new one, or one that has got the inode number of another. The kernel
+Every inode the kernel knows has an Inode here. What is looked up is *remembered*: found to be a
+known file, a new one, or one that has got the inode number of another. The kernel
 counts how often it was told of an inode, and gives all of that back with FORGET.
 """
 
@@ -199,8 +199,8 @@ class InodeTable:
         return inode
 
     def _is_still(self, inode: Inode, status: Status, parent: Inode, name: bytes) -> bool:
-        """Whether what is now ``name`` in ``parent`` is the inode that has its number, and of whose
-        name nothing follows: that has just changed."""
+        """Whether what is now ``name`` in ``parent`` is the known inode with its number. That the
+        name is another proves nothing: it has just changed."""
         if inode.is_pinned:
             return True
         if not needs_descriptor(inode, status):

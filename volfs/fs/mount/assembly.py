@@ -23,7 +23,7 @@ from volfs.store import VolumeStore
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What serves one tree, but for who brings the requests."""
+    """All that serves one tree, except what brings the requests."""
 
     connection: Connection
     requests: Requests

@@ -43,7 +43,7 @@ class View:
 
 
 class Service(Protocol):
-    """Serves until ``stop`` is set. Raises, before it has started, what keeps it from that."""
+    """Serves until ``stop`` is set. Raises, before it has started, what keeps it from starting."""
 
     async def __call__(
         self, stop: trio.Event, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
@@ -60,7 +60,7 @@ class Companion:
         self._ended = trio.Event()
 
     async def begin(self, nursery: trio.Nursery) -> None:
-        """Return once the service has started. Raises what kept it from that."""
+        """Return once the service has started. Raises what kept it from starting."""
         if self._service is None or self._stop.is_set():
             self._ended.set()
         else:

@@ -1,4 +1,4 @@
-"""The level of a mount: how much of the kernel's work is done by the kernel itself.
+"""The level of a mount: how much of the work the kernel does itself.
 
 - plain: pyfuse3 brings all requests, and those that it does not know get no answer;
 - tap: all requests are answered where they are read;
@@ -40,8 +40,8 @@ class Level(enum.Enum):
 
 
 def highest_level() -> tuple[Level, str]:
-    """The level that a mount by this process can have at most as far as the kernel plays along,
-    and why it is no higher one."""
+    """The highest level that a mount by this process can have if the kernel agrees, and why it is
+    not a higher one."""
     try:
         from volfs.fs.wire import _tap, session  # noqa: F401  (which needs all extensions)
 
@@ -115,7 +115,7 @@ class RequestSource:
 
     @property
     def why(self) -> str:
-        """Why it is no higher one; empty for the highest."""
+        """Why it is not a higher one; empty for the highest."""
         if self._session is None:
             return self._no_tap
         refusal = self._parts.passthrough.refusal

@@ -106,9 +106,9 @@ class _Complaints:
 def _mount_as_root(scope: str, target: str, options: MountOptions) -> int:
     """Mount at ``target`` and return the descriptor of /dev/fuse that serves it.
 
-    libfuse serves a descriptor given as /dev/fd/N as it is. Mounting ourselves tells the errno
-    when it fails, and allows MS_POSIXACL: with it the kernel leaves the umask to us (fs/fuse
-    sets dont_mask), without which default ACLs come out wrong.
+    libfuse serves a descriptor given as /dev/fd/N as it is. Calling mount(2) here tells the errno
+    when it fails, and allows MS_POSIXACL: with it the kernel leaves the umask to the daemon
+    (fs/fuse sets dont_mask), without which default ACLs come out wrong.
     """
     device = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     data = [

@@ -1,4 +1,4 @@
-"""The requests on open directories: open, sync, close. (Listings are made by who replies them.)
+"""The requests on open directories: open, sync, close. (Listings are made by wire and plain.)
 
 The kernel has checked at open(2), also where it sends no OPENDIR; after that nothing is at stake.
 """

@@ -16,7 +16,7 @@ def errno_of(error: Exception, request: str) -> int:
     An expected failure has one; an unexpected one is EIO and a traceback in the log.
     """
     if isinstance(error, OSError):
-        # EMFILE would tell the caller of a limit of its own; the one reached is ours.
+        # EMFILE would tell the caller of a limit of its own; the one reached is the daemon's.
         return errno.ENFILE if error.errno == errno.EMFILE else error.errno or errno.EIO
     if isinstance(error, VolfsError):
         level = logging.INFO if isinstance(error, VolumeInUseError) else logging.DEBUG

@@ -39,14 +39,15 @@ from volfs.linux.syscalls import os_error
 
 _STALL_NS = 10_000_000
 _STALL_MEMORY_NS = 1_000_000_000
-"""A write that took longer than the first (the kernel throttles writers when too many pages are
-dirty) sends writes to worker threads for as long as the second, in nanoseconds."""
+"""After a write that took longer than _STALL_NS (the kernel throttles writers when too many pages
+are dirty), writes go to worker threads for _STALL_MEMORY_NS."""
 
 _READ_BUFFER = 1 << 20
 
 
 class FileRequests:
-    """What passthrough leaves to the daemon; with it, opening and closing only."""
+    """The requests on open files; where there is passthrough, only opening and closing are left of
+    them."""
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class FileRequests:
         self._room = room
         self._stalled_until = 0
         # Replies are copied to the kernel before anything else runs, so one buffer serves all.
-        # At the begin of a page: copying a page to 16 bytes after one, where malloc(3) puts large
+        # At the start of a page: copying a page to 16 bytes after one, where malloc(3) puts large
         # blocks, takes five times as long.
         self._buffer = memoryview(mmap.mmap(-1, _READ_BUFFER))
 
@@ -199,7 +200,7 @@ class FileRequests:
         handle = self._handles.file(fh)
         start = time.monotonic_ns()
         if handle.synchronous or handle.inode.device.slow or start < self._stalled_until:
-            kept = bytes(data)  # the caller's buffer is its own again when we return
+            kept = bytes(data)  # the buffer is the caller's again on return
             return self._threads.elsewhere(
                 lambda: self._opening.write(handle, kept, offset, append, clears=clears),
                 handle.inode,

@@ -47,5 +47,5 @@ class Later(Generic[T]):
 
 
 def interrupted() -> OSError:
-    """What a request fails with whose caller was interrupted by a signal."""
+    """The error of a request whose caller was interrupted by a signal."""
     return os_error(errno.EINTR)

@@ -100,7 +100,7 @@ class WorkerThreads:
 
     def stoppable(self, call: Callable[[Callable[[], bool]], T], *inodes: Inode) -> Later[T]:
         """``call(stopping)`` in a worker thread; when its caller is interrupted, or the daemon is
-        to end, ``stopping()`` gets true, and the result is what was done until then."""
+        to end, ``stopping()`` turns true, and the result is what was done until then."""
 
         stop = threading.Event()
 

@@ -18,11 +18,11 @@ _PATH_PARTS = 256
 
 _RELEASE_TIME = 0.03
 _PATIENCE = 3
-"""A file is taken to be in use when this many times this many seconds brought no release."""
+"""A release is waited for _PATIENCE times _RELEASE_TIME seconds; then the file counts as in use."""
 
 
 class OpenHolders:
-    """Asks the table of what is open."""
+    """Looks for holders in the table of what is open."""
 
     def __init__(self, handles: HandleTable) -> None:
         self._handles = handles
