@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -250,13 +251,13 @@ class MountFactory(Protocol):
 
 def few_descriptors(limit: int) -> Callable[[], None]:
     """A ``prepare`` after which the daemon can have no more descriptors than this."""
+    return partial(_limit_descriptors, limit)
 
-    def limited() -> None:
-        if os.geteuid() == 0:  # who could raise the limit again
-            syscalls.prctl(PR_CAPBSET_DROP, syscalls.CAP_SYS_RESOURCE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
-    return limited
+def _limit_descriptors(limit: int) -> None:
+    if os.geteuid() == 0:  # who could raise the limit again
+        syscalls.prctl(PR_CAPBSET_DROP, syscalls.CAP_SYS_RESOURCE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
 @contextmanager

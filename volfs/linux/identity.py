@@ -311,6 +311,17 @@ def who(requester: Requester) -> Process:
     return found._replace(uid=requester.uid, groups=found.groups | {requester.gid})
 
 
+def ids_of(requester: Requester) -> tuple[int, int]:
+    """The uid and gid to act with for a requester: see Identity.acting.
+
+    Of one who is not given only the process tells: its user, and root's group for root alone.
+    """
+    if requester.uid != UNKNOWN:
+        return requester.uid, requester.gid
+    uid = process(requester.pid).uid
+    return uid, 0 if uid == 0 else UNRESERVED
+
+
 def keeps_setgid(requester: Requester, gid: int) -> bool:
     """Whether a set-group-ID bit may stay on a file of group ``gid`` that ``requester`` changes:
     it is a member, or has CAP_FSETID (in_group_or_capable in the kernel's fs/inode.c)."""

@@ -15,6 +15,7 @@ END = (1 << 63) - 1
 """``Lock.end`` of a lock to the end of the file, wherever that will be (OFFSET_MAX)."""
 
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, with 64-bit offsets
+_UNLOCK = _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0)
 
 
 class Lock(NamedTuple):
@@ -97,6 +98,11 @@ class LockOwner:
         """
         rest = _after(self.held, new)
         if not rest:
+            if self.fd >= 0:
+                # Where closing is told later, as in a scope that is itself on FUSE, others would
+                # find the lock held for a moment longer.
+                with suppress(OSError):
+                    fcntl.fcntl(self.fd, fcntl.F_OFD_SETLK, _UNLOCK)
             self.close()
             return
         order = _FLOCK.pack(new.kind, os.SEEK_SET, new.start, _length(new), 0)

@@ -34,7 +34,7 @@ from volfs.fs.locks import LockTable
 from volfs.fs.requests.later import Later
 from volfs.fs.requests.room import Room
 from volfs.fs.requests.threads import WorkerThreads
-from volfs.linux.identity import Identity, Requester
+from volfs.linux.identity import Identity, Requester, ids_of
 from volfs.linux.syscalls import os_error
 
 _STALL_NS = 10_000_000
@@ -248,7 +248,7 @@ class FileRequests:
         def call() -> None:
             fd = self._opening.descriptor(handle)
             # As the caller, who may not use what the filesystem reserves for root.
-            with self._identity.acting(who.uid, who.gid, 0), clearing_for(who, fd):
+            with self._identity.acting(*ids_of(who), 0), clearing_for(who, fd):
                 ranges.allocate(fd, mode, offset, length)
 
         if _is_quick(handle) and ranges.allocation_is_quick(mode, length):
@@ -285,7 +285,7 @@ class FileRequests:
         def call(stopping: Callable[[], bool]) -> int:
             target_fd = self._opening.descriptor(target)
             source_fd = self._opening.descriptor(source)
-            with self._identity.acting(who.uid, who.gid, 0), clearing_for(who, target_fd):
+            with self._identity.acting(*ids_of(who), 0), clearing_for(who, target_fd):
                 return ranges.copy(
                     source_fd, offset, target_fd, target_offset, length, flags, stopping
                 )
