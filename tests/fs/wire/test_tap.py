@@ -222,11 +222,12 @@ def test_answers_that_come_later_from_a_thread(start: Start) -> None:
     refused = daemon.client(daemon.file.stat)
     daemon.expect("asked")
     assert not answered.done() and not refused.done()
-    daemon.client((daemon.path / "go").unlink)
+    unlinking = daemon.client((daemon.path / "go").unlink)
     assert answered.result(DEADLINE).st_size == TAPPED
     # A request that has been answered is none any more.
     daemon.expect("again", "ENOENT")
     assert errno_of(lambda: refused.result(DEADLINE)) == errno.EDQUOT
+    unlinking.exception(DEADLINE)  # it is over, so that nobody uses the mount
     daemon.end()
 
 
