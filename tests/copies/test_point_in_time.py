@@ -290,8 +290,12 @@ class TestPointInTime:
         (source / "file").write_text("x")
         time.sleep(0.1)
         assert copy(source, source.with_name("later")).copied == 1
-        (source / "file").write_text("y")
-        assert copy(source, source.with_name("at once")).copied == 2
+        # On a busy machine a copy can begin too late for that, but not each time.
+        for attempt in range(50):
+            (source / "file").write_text(str(attempt))
+            if copy(source, source.with_name(f"at once {attempt}")).copied == 2:
+                return
+        pytest.fail("a change of just now was trusted 50 times")
 
     def test_a_watch_tells_what_changed(self, source: Path) -> None:
         make_tree(source)
