@@ -331,6 +331,7 @@ class TestOthers:
                 pretender.wait(20)
 
     @pytest.mark.alone
+    @pytest.mark.any_level
     def test_very_many_very_deep_mounts_take_no_time(self, tree: Mounted, workspace: Path) -> None:
         (tree.mnt / "vol").mkdir()
         (target := workspace / "target").mkdir(mode=0o777)
@@ -347,6 +348,7 @@ class TestOthers:
         assert more < 8 << 20, f"{more >> 20} MiB"
 
     @pytest.mark.alone
+    @pytest.mark.any_level
     def test_those_in_a_volume_of_theirs_neither(self, tree: Mounted, workspace: Path) -> None:
         for name in ("vol", "theirs"):
             (tree.mnt / name).mkdir()

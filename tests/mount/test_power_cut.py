@@ -19,6 +19,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.children import needs_root
 from tests.conftest import mounting, wait_for
 from tests.daemons import DEADLINE
@@ -173,6 +175,7 @@ def at_work(call: Callable[[int], None]) -> Iterator[None]:
         raise problems[0]
 
 
+@pytest.mark.any_level
 @needs_root
 def test_what_was_acknowledged_is_there_after_a_power_cut(workspace: Path) -> None:
     chance = random.Random(1)
