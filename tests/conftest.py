@@ -45,7 +45,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     levels.choose(config.getoption("--level"))
     # What is ignored here, as nohup(1) and some services have it, is ignored by what is executed.
-    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGKILL, signal.SIGSTOP}:
+    # (Python itself ignores SIGPIPE and SIGXFSZ, and sets them back for what it executes.)
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
     if os.geteuid() == 0:
