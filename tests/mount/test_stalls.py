@@ -20,7 +20,7 @@ from tests.conftest import Mounted, MountFactory, wait_for
 from tests.filesystems import btrfs
 from volfs.linux import syscalls
 
-pytestmark = [pytest.mark.alone, pytest.mark.no_data]
+pytestmark = [pytest.mark.alone, pytest.mark.any_level]
 
 MEDIAN = 0.02
 WORST = 0.5
