@@ -19,6 +19,9 @@ _OPENS = 8
 _SHARE = (3, 4)
 """How much of what there is for open files one user can have, as a fraction."""
 
+_NOBODYS = 16
+"""One in so many is given without asking who it is for."""
+
 _WARN_EVERY = 60.0
 """Seconds."""
 
@@ -44,30 +47,33 @@ class Room:
         self._handles = handles
         self._opened = _OPENS - 1
         self._most_of_one = descriptors.most_opens * _SHARE[0] // _SHARE[1]
+        self._plenty = descriptors.most_opens // _NOBODYS
         self._warned = -_WARN_EVERY
         self._users: dict[int, int] = {}
         self._forgotten_at = 0.0
 
     def make(self, who: Requester) -> Requester:
         """Note that a file or directory is about to be opened by somebody; return who that is,
-        with the uid where the request did not say it.
+        with the uid where the request did not say it, once it matters.
 
         Raises OSError(ENFILE) if there is to be no descriptor for it.
         """
+        handles = self._handles
+        used = handles.used
+        self._opened += 1
+        if self._opened % _OPENS == 0:  # for those to come too
+            self._descriptors.make_room(_OPENS + used)
+        if used < self._plenty:
+            return who
         uid = who.uid
         if uid == UNKNOWN:
             uid = self._user_of(who.pid)
             who = _Known(uid, who.gid, who.pid, who.umask)
-        handles = self._handles
-        taken = handles.taken
-        own = taken.get(uid, 0)
-        if own >= self._most_of_one or handles.used >= self._descriptors.most_opens:
+        own = handles.taken.get(uid, 0)
+        if own >= self._most_of_one or used >= self._descriptors.most_opens:
             self._warn(uid, own)
             # As natively when the system has no more: it is none of the caller's own limits.
             raise os_error(errno.ENFILE)
-        self._opened += 1
-        if self._opened % _OPENS == 0:  # for those to come too
-            self._descriptors.make_room(_OPENS + handles.used)
         return who
 
     def _user_of(self, pid: int) -> int:
