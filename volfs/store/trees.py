@@ -246,7 +246,7 @@ class Announcement:
 def clear_announcements(scope_fd: int, mounted: Iterable[str]) -> None:
     """Take away what daemons announced that have ended, of trees that are gone with them.
 
-    ``mounted`` are the devices of all filesystems that are mounted anywhere.
+    ``mounted`` are the devices of all trees of the scope that are mounted anywhere.
     """
     (host, boot), alive = _here(), set(mounted)
     with suppress(OSError), opened(_DIRECTORY, dir_fd=scope_fd) as directory:

@@ -96,10 +96,16 @@ def tree_mounts(scope: str) -> list[str]:
     ]
 
 
-def mounted_devices() -> set[str]:
-    """Return the device numbers of all filesystems that are mounted in any namespace."""
+def mounted_devices(scope: str) -> set[str]:
+    """Return the device numbers of what is mounted in any namespace and calls itself a tree of
+    ``scope`` (a real path). Other filesystems get the numbers of trees that are gone."""
     spaces = Namespaces()
-    return {mount.device for space in spaces for mount in spaces.mounts(space)}
+    return {
+        mount.device
+        for space in spaces
+        for mount in spaces.mounts(space)
+        if says_to_be_tree(mount, scope)
+    }
 
 
 def mount_users(point: str) -> list[Holder]:

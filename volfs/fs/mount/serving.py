@@ -138,13 +138,14 @@ def _is_news(record: logging.LogRecord) -> bool:
 class _Announced:
     """The tree, announced to other processes until its end."""
 
-    def __init__(self, announcement: Announcement, device: str) -> None:
+    def __init__(self, scope: str, announcement: Announcement, device: str) -> None:
+        self._scope = scope
         self._announcement = announcement
         self._device = device
 
     def end(self) -> None:
         """Take it back, unless what was mounted is still mounted elsewhere."""
-        self._announcement.close(keep=self._device in mounted_devices())
+        self._announcement.close(keep=self._device in mounted_devices(self._scope))
 
 
 def _announced(
@@ -153,7 +154,7 @@ def _announced(
     try:
         device = device_at(scope, target)
         # The number that our superblock has was given back by whatever had it before.
-        clear_announcements(scope_fd, mounted_devices() - {device or ""})
+        clear_announcements(scope_fd, mounted_devices(scope) - {device or ""})
         if device is None:
             log.warning(
                 "the mount at %s cannot be seen from here: others do not see it used", target
@@ -165,7 +166,7 @@ def _announced(
         level = logging.DEBUG if error.errno == errno.EROFS else logging.WARNING
         log.log(level, "the tree cannot be announced in the scope: %s", error)
         return None
-    return _Announced(announcement, device)
+    return _Announced(scope, announcement, device)
 
 
 # -- beside the requests
