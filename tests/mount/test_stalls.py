@@ -186,6 +186,13 @@ def leased(path: Path) -> Iterator[Callable[[], None]]:
                 os.close(fd)
 
 
+def is_wanted_back(path: Path) -> bool:
+    """Whether somebody waits for the lease on a file."""
+    file = f":{path.stat().st_ino} "
+    locks = Path("/proc/locks").read_text().splitlines()
+    return any("BREAKING" in lock and file in lock for lock in locks)
+
+
 def open_for_writing(path: Path) -> None:
     path.open("r+b").close()
 
@@ -217,7 +224,8 @@ def test_who_waits_for_a_lease_can_be_killed(mount: MountFactory) -> None:
     with leased(tree.data("vol") / "f"):
         start = time.monotonic()
         with Child(lambda: truncate(path)) as waiting:
-            time.sleep(0.3)
+            wait_for(lambda: is_wanted_back(tree.data("vol") / "f"), "somebody who waits")
+            assert os.waitpid(waiting.pid, os.WNOHANG) == (0, 0)
             os.kill(waiting.pid, signal.SIGKILL)
             assert waiting.was_killed()
         assert time.monotonic() - start < 10  # of the 45 s of the lease
