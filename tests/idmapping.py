@@ -31,8 +31,8 @@ def _call(number: int, *arguments: object) -> None:
 
 
 @contextmanager
-def user_namespace(first: int, count: int) -> Iterator[int]:
-    """A descriptor of a user namespace in which ids from 0 on are those from ``first`` on."""
+def process_in_user_namespace() -> Iterator[int]:
+    """The id of a process in a user namespace of its own, in which no ids are mapped yet."""
     going, go = os.pipe()
     ready, told = os.pipe()
 
@@ -41,15 +41,24 @@ def user_namespace(first: int, count: int) -> Iterator[int]:
         os.write(told, b"x")
         os.read(going, 1)
 
-    with Child(work) as child:
-        assert os.read(ready, 1)
+    try:
+        with Child(work) as child:
+            assert os.read(ready, 1)
+            yield child.pid
+            os.write(go, b"x")
+            child.result()
+    finally:
+        for end in (going, go, ready, told):
+            os.close(end)
+
+
+@contextmanager
+def user_namespace(first: int, count: int) -> Iterator[int]:
+    """A descriptor of a user namespace in which ids from 0 on are those from ``first`` on."""
+    with process_in_user_namespace() as pid:
         for kind in ("uid_map", "gid_map"):
-            Path(f"/proc/{child.pid}/{kind}").write_text(f"0 {first} {count}\n")
-        fd = os.open(f"/proc/{child.pid}/ns/user", os.O_RDONLY)
-        os.write(go, b"x")
-        child.result()
-    for end in (going, go, ready, told):
-        os.close(end)
+            Path(f"/proc/{pid}/{kind}").write_text(f"0 {first} {count}\n")
+        fd = os.open(f"/proc/{pid}/ns/user", os.O_RDONLY)
     try:
         yield fd
     finally:

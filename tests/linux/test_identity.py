@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 
-from tests.children import Child, needs_root
+from tests.children import needs_root
+from tests.idmapping import process_in_user_namespace
 from volfs.linux import syscalls
 from volfs.linux.identity import NOBODY, UNKNOWN, Process, keeps_setgid, process, who
-
-CLONE_NEWUSER = 0x1000_0000
 
 
 class Request:
@@ -44,19 +43,6 @@ def test_who_a_process_is() -> None:
 @needs_root
 def test_capabilities_of_another_user_namespace_do_not_count() -> None:
     assert process(os.getpid()).has(syscalls.CAP_FSETID)
-    ready, told = os.pipe()
-    going, go = os.pipe()
-
-    def work() -> None:
-        syscalls.unshare(CLONE_NEWUSER)
-        os.write(told, b"x")
-        os.read(going, 1)
-
-    with Child(work) as child:
-        assert os.read(ready, 1)
-        assert process(child.pid).capabilities == 0
-        assert not keeps_setgid(Request(0, 0, child.pid), 5)
-        os.write(go, b"x")
-        child.result()
-    for fd in (ready, told, going, go):
-        os.close(fd)
+    with process_in_user_namespace() as pid:
+        assert process(pid).capabilities == 0
+        assert not keeps_setgid(Request(0, 0, pid), 5)
