@@ -31,8 +31,8 @@ def test_attributes_on_the_wire(zoo: Path, opened: Opened, ino: int) -> None:
         attr = in_attr(path.lstat(), ino)
         out = status.attr_out(ino, 3 * SECOND + 7)
         assert ATTR_OUT.unpack(out) == (3, 7, 0, *attr)
-        out = status.entry_out(FAR, ino, 2 * SECOND + 5, 999_999_999)
-        assert ENTRY.unpack(out) == (FAR, 0, 2, 0, 5, 999_999_999, *attr)
+        out = status.entry_out(FAR, 9, ino, 2 * SECOND + 5, 999_999_999)
+        assert ENTRY.unpack(out) == (FAR, 9, 2, 0, 5, 999_999_999, *attr)
 
 
 def test_numbers_outside_of_64_bits_are_refused(zoo: Path, opened: Opened) -> None:
@@ -41,7 +41,7 @@ def test_numbers_outside_of_64_bits_are_refused(zoo: Path, opened: Opened) -> No
         with pytest.raises(OverflowError):
             status.attr_out(wrong, 0)
         with pytest.raises(OverflowError):
-            status.entry_out(1, 0, wrong, 0)
+            status.entry_out(1, 0, 0, wrong, 0)
 
 
 def test_statx_on_the_wire(zoo: Path, opened: Opened) -> None:

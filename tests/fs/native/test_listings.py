@@ -127,7 +127,7 @@ def test_entries_read_some_at_a_time(workspace: Path, opened: Opened, count: int
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 255])
 def test_record_with_attributes(zoo: Path, opened: Opened, length: int) -> None:
-    entry = _records.fstat(opened(zoo)).entry_out(FAR, 1, SECOND, SECOND)
+    entry = _records.fstat(opened(zoo)).entry_out(FAR, 0, 1, SECOND, SECOND)
     record = _records.direntplus(entry, FAR, 2**63 - 1, 4, b"n" * length)
     assert record[: ENTRY.size] == entry
     assert entries_in(record[ENTRY.size :]) == [Entry(FAR, 2**63 - 1, 4, b"n" * length)]

@@ -23,7 +23,7 @@ def test_nothing_is_leaked(zoo: Path, opened: Opened) -> None:
     def everything() -> None:
         status = _records.fstat(fd)
         status.attr_out(FAR, 0)
-        status.entry_out(FAR, FAR, 0, 0)
+        status.entry_out(FAR, FAR, FAR, 0, 0)
         for field in FIELDS:
             getattr(status, field)
         _records.fstatat(fd, name)

@@ -21,6 +21,7 @@ from volfs.linux.syscalls import os_error
 Found = tuple[Inode, Status]
 """A file that was looked up, and how it is."""
 
+_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -40,6 +41,21 @@ class Names:
         self._listings.searched(parent)
         fd, status = found
         return self._inodes.remember(status, parent, name, fd), status
+
+    def find(self, parent: Inode, node_id: int) -> Found | None:
+        """The file in ``parent`` with this node id, counted as looked up; None if there is none."""
+        directory = os.open(b".", _LIST, dir_fd=self._inodes.reach(parent))
+        try:
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    if parent.device.node_id(entry.inode()) == node_id:
+                        found = self.lookup(parent, os.fsencode(entry.name))
+                        if found is None or found[0].node_id == node_id:
+                            return found
+                        self._inodes.forget(found[0].node_id, 1)
+        finally:
+            os.close(directory)
+        return None
 
     def found(self, parent: Inode, name: bytes, fd: int, *, created: bool = False) -> Found:
         """The file behind the O_PATH descriptor ``fd``, which is taken over.

@@ -61,7 +61,8 @@ class Device:
 
     ``slow``: its calls can block for long and must not run on the event loop.
     ``anchor``: what its files are found again with, None where file handles do not work, or while
-    none of them is known. ``known``: how many of its files are. ``nowait``: preadv2's RWF_NOWAIT
+    none of them is known. ``anchored``: the file handle of one of its files, as an example.
+    ``known``: how many of its files are. ``nowait``: preadv2's RWF_NOWAIT
     works on it. ``passthrough``: as far as is known, the kernel can read its files itself.
     ``reserves``: it keeps blocks for root.
     ``base``: where the numbers that users see of its files begin; 0 where these are the files' own.
@@ -69,6 +70,7 @@ class Device:
 
     __slots__ = (
         "anchor",
+        "anchored",
         "base",
         "dev",
         "has_handles",
@@ -87,6 +89,7 @@ class Device:
         self.passthrough = True
         self.known = 0
         self.anchor: Anchor | None = None
+        self.anchored = b""
         self.has_handles = True
         status = os.fstatvfs(fd)
         self.reserves = not self.slow and status.f_bavail != status.f_bfree
@@ -106,6 +109,12 @@ class Device:
         if ino < 1 << _INODE_BITS:
             return base | ino
         return _FOREIGN | _LARGE | _mixed(ino + base) >> 18
+
+    def inode_number(self, node_id: int) -> int | None:
+        """The inode number that ``node_id`` makes this number of; None if that cannot be told."""
+        if not self.base:
+            return node_id if node_id < _FOREIGN else None
+        return node_id - self.base if node_id >> _INODE_BITS == self.base >> _INODE_BITS else None
 
 
 def open_anchor(fd: int) -> Anchor | None:

@@ -54,9 +54,9 @@ class Inode:
     """One inode the kernel knows.
 
     ``number``: the inode number that users see, and its node id unless another inode has that.
-    ``generation``: how many files had its node id before. ``replaced``: its number was given to
-    another file. ``forgotten``: the kernel does not know it any more. ``fd``: its O_PATH
-    descriptor, or -1.
+    ``generation``: what tells it from another file that had its node id, 32 bits; part of the file
+    handles that the kernel makes. ``replaced``: its number was given to another file.
+    ``forgotten``: the kernel does not know it any more. ``fd``: its O_PATH descriptor, or -1.
     ``birth``: when it was made (nanoseconds since 1970, 0 if not known). ``young``: it was last
     pinned so soon after its birth that another file with its number can have the same one. See
     reaching.is_same. ``file_handle``: the filesystem's, once it was needed; ``reopens``: whether

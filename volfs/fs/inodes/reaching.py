@@ -163,7 +163,7 @@ class Descriptors:
         """
         if not device.has_handles or device.anchor is not None:
             return
-        mount_id = file_handle_of(fd)[1]
+        example, mount_id = file_handle_of(fd)
         anchor = self._anchors.get(mount_id)
         if anchor is None and len(self._anchors) < self._limit // _ANCHORS:
             opened = open_anchor(fd)
@@ -174,6 +174,7 @@ class Descriptors:
                     os.close(opened.fd)
         if anchor is not None:
             device.anchor = anchor
+            device.anchored = example or b""
             anchor.users += 1
 
     def unanchor(self, device: Device) -> None:

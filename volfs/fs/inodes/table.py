@@ -13,10 +13,15 @@ from collections.abc import Iterator
 
 from volfs.fs.agreement import Connection
 from volfs.fs.inodes.device import Device
+from volfs.fs.inodes.forgotten import Forgotten
 from volfs.fs.inodes.inode import ROOT_ID, Inode
 from volfs.fs.inodes.reaching import REACH, Descriptors, is_same, is_young, needs_descriptor
 from volfs.fs.native import Status, birth_ns
+from volfs.linux.numbers import open_by_number
 from volfs.linux.syscalls import os_error
+
+_GENERATION = (1 << 32) - 1
+"""So much of a generation the kernel keeps."""
 
 _STEP = 0x1_0000_0001
 """From a node id that is taken to the next one to try."""
@@ -40,6 +45,7 @@ class InodeTable:
         self._displaced: dict[tuple[int, int], Inode] = {}
         main = Device(os.fstat(scope_fd).st_dev, scope_fd, main=True)
         self._devices = {main.dev: main}
+        self.forgotten = Forgotten()
         descriptors.anchor(main, scope_fd)
         main.known = 1  # the scope itself, so that its anchor stays
         self.root = Inode(ROOT_ID, ROOT_ID, main, 0, None, b"")
@@ -54,6 +60,10 @@ class InodeTable:
             # The kernel names only what it looked up; ESTALE makes it look up again.
             raise os_error(errno.ESTALE)
         return inode
+
+    def get(self, node_id: int) -> Inode | None:
+        """The Inode with a node id, None if it is not known."""
+        return self._nodes.get(node_id)
 
     def __iter__(self) -> Iterator[Inode]:
         return iter(list(self._nodes.values()))
@@ -133,6 +143,32 @@ class InodeTable:
             inode.gone = False
             inode.lookups += lookups
             return inode
+
+    def count(self, inode: Inode) -> bool:
+        """Count one more lookup of an inode; False if it was forgotten this instant."""
+        with self._lock:
+            inode.lookups += not inode.forgotten
+            return not inode.forgotten
+
+    def open_by_number(self, node_id: int) -> int:
+        """An O_PATH descriptor of the file whose node id this would be, whether it is in the tree
+        or not.
+
+        Raises OSError(ESTALE) if there is none, or its filesystem finds no files by number.
+        """
+        with self._lock:
+            for device in self._devices.values():
+                ino = device.inode_number(node_id)
+                if ino is not None and device.anchor is not None:
+                    break
+            else:
+                raise os_error(errno.ESTALE)
+            device.known += 1  # so that the anchor stays
+        try:
+            return open_by_number(device.anchor.fd, device.anchored, ino)
+        finally:
+            with self._lock:
+                self._lose(device)
 
     def moved(self, status: Status, parent: Inode, name: bytes) -> None:
         """Note that the file with this stat is now ``name`` in ``parent``, if it is known."""
@@ -225,6 +261,7 @@ class InodeTable:
         inode = self._nodes[node_id] = Inode(node_id, number, device, ino, parent, name)
         inode.birth = birth_ns(status)
         inode.young = is_young(inode.birth)
+        inode.generation = inode.birth & _GENERATION
         device.known += 1
         if node_id != number:
             self._displaced[device.dev, ino] = inode
@@ -240,11 +277,13 @@ class InodeTable:
         fs/fuse/fuse_i.h).
         """
         if not self._connection.agreement.tapped:
-            inode.generation += 1
             inode.file_handle = None
             inode.version = None
             inode.birth = birth_ns(status)
             inode.young = is_young(inode.birth)
+            generation = inode.birth & _GENERATION
+            # (Both can have been made in the same tick of the clock.)
+            inode.generation = generation + (generation == inode.generation) & _GENERATION
             return inode
         inode.replaced = inode.gone = True
         self._undisplace(inode)
@@ -254,12 +293,18 @@ class InodeTable:
         """Forget an inode that the kernel has forgotten."""
         del self._nodes[inode.node_id]
         inode.forgotten = True
+        if inode.parent is not None and inode.node_id == inode.number:
+            self.forgotten.note(inode.node_id, inode.parent.number)
         self._undisplace(inode)
         self.descriptors.drop(inode)
-        inode.device.known -= 1
-        if not inode.device.known:
+        self._lose(inode.device)
+
+    def _lose(self, device: Device) -> None:
+        """Note that a file of a device is not known any more."""
+        device.known -= 1
+        if not device.known:
             # An anchor would keep the filesystem from being unmounted, or a removed one's space.
-            self.descriptors.unanchor(inode.device)
+            self.descriptors.unanchor(device)
 
     def _undisplace(self, inode: Inode) -> None:
         key = inode.device.dev, inode.ino

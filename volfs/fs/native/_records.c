@@ -144,17 +144,18 @@ static PyObject *status_attr_out(PyObject *self, PyObject *const *args, Py_ssize
 
 static PyObject *status_entry_out(PyObject *self, PyObject *const *args, Py_ssize_t count)
 {
-    uint64_t n[4]; /* node id, inode number, timeouts of entry and attributes */
-    if (!numbers(args, count, 4, n))
+    uint64_t n[5]; /* node id, generation, inode number, timeouts of entry and attributes */
+    if (!numbers(args, count, 5, n))
         return NULL;
     struct entry_out out = {
         .nodeid = n[0],
-        .entry_valid = n[2] / NSEC,
-        .entry_valid_nsec = (uint32_t)(n[2] % NSEC),
-        .attr_valid = n[3] / NSEC,
-        .attr_valid_nsec = (uint32_t)(n[3] % NSEC),
+        .generation = n[1],
+        .entry_valid = n[3] / NSEC,
+        .entry_valid_nsec = (uint32_t)(n[3] % NSEC),
+        .attr_valid = n[4] / NSEC,
+        .attr_valid_nsec = (uint32_t)(n[4] % NSEC),
     };
-    fill_attr(&out.attr, &((Status *)self)->st, n[1]);
+    fill_attr(&out.attr, &((Status *)self)->st, n[2]);
     return PyBytes_FromStringAndSize((char *)&out, sizeof out);
 }
 

@@ -40,9 +40,15 @@ class Status:
         """struct fuse_attr_out, with ``number`` as inode number."""
 
     def entry_out(
-        self, node_id: int, number: int, entry_timeout_ns: int, attr_timeout_ns: int, /
+        self,
+        node_id: int,
+        generation: int,
+        number: int,
+        entry_timeout_ns: int,
+        attr_timeout_ns: int,
+        /,
     ) -> bytes:
-        """struct fuse_entry_out, with ``number`` as inode number and generation 0."""
+        """struct fuse_entry_out, with ``number`` as inode number."""
 
 def fstat(fd: int, /) -> Status:
     """fstat(2)."""

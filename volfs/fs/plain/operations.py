@@ -62,7 +62,7 @@ def boundary(
 class VolumeFS(pyfuse3.Operations):
     """The store as a filesystem."""
 
-    supports_dot_lookup = False
+    supports_dot_lookup = True
     enable_writeback_cache = False
     enable_acl = True
 

@@ -1,11 +1,13 @@
 """The requests on names: look up, make, move, remove; and forgetting what was looked up.
 
 LOOKUP, READLINK, FORGET: the kernel has checked the search of the directory; else nothing is at
-stake. MKNOD, MKDIR, SYMLINK (and CREATE, TMPFILE): checked, CAP_MKNOD too; done as the caller,
-whose the file is then. UNLINK, RMDIR, RENAME, LINK: checked, sticky directories and protected hard
-links too. RENAME with RENAME_WHITEOUT: the whiteout is a new file, so it is done as the caller;
-Linux asks for no capability since 5.8, and did itself before. RMDIR and RENAME of a volume: the
-kernel checks the root directory; the store, whether the volume is used.
+stake. LOOKUP of "." and "..": the kernel asks for who opens a file handle, which takes
+CAP_DAC_READ_SEARCH or being the NFS server; only what is in a volume is found. MKNOD, MKDIR,
+SYMLINK (and CREATE, TMPFILE): checked, CAP_MKNOD too; done as the caller, whose the file is then.
+UNLINK, RMDIR, RENAME, LINK: checked, sticky directories and protected hard links too. RENAME with
+RENAME_WHITEOUT: the whiteout is a new file, so it is done as the caller; Linux asks for no
+capability since 5.8, and did itself before. RMDIR and RENAME of a volume: the kernel checks the
+root directory; the store, whether the volume is used.
 """
 
 from __future__ import annotations
@@ -15,11 +17,14 @@ from collections.abc import Callable, Iterable
 
 from volfs.fs.files import Found, Names
 from volfs.fs.inodes import ROOT_ID, Inode, InodeTable
+from volfs.fs.requests.finding import Finding
 from volfs.fs.requests.later import Later
 from volfs.fs.requests.threads import WorkerThreads
 from volfs.fs.root import Root
 from volfs.linux.identity import Requester
 from volfs.linux.syscalls import os_error
+
+_DOTS = (b".", b"..")
 
 
 class NameRequests:
@@ -39,11 +44,15 @@ class NameRequests:
         self._inodes = inodes
         self._root = root
         self._names = names
+        self._finding = Finding(inodes, root, names)
         self._threads = threads
         self._on_volume_removed = on_volume_removed
 
     def lookup(self, parent_id: int, name: bytes) -> Found | Later[Found | None] | None:
         """What a name stands for, counted as looked up; None if it is absent."""
+        if name in _DOTS:
+            find = self._finding.itself if name == b"." else self._finding.parent
+            return self._threads.elsewhere(lambda: find(parent_id), on="finding")
         parent = self._inodes[parent_id]
         if parent_id == ROOT_ID:
             if self._root.is_quick(name):

@@ -101,6 +101,37 @@ class Root:
         filesystem before, or no volume name at all."""
         return name in self._local or not can_exist(name)
 
+    def find(self, node_id: int) -> Found | None:
+        """The volume whose top directory has this node id, as ``lookup`` does. May block."""
+        for name in self._store.names():
+            try:
+                found = self.lookup(name.encode())
+            except (VolfsError, OSError):
+                continue  # broken: a look-up tells how
+            if found is not None:
+                if found[0].node_id == node_id:
+                    return found
+                self._inodes.forget(found[0].node_id, 1)
+        return None
+
+    def holding(self, path: bytes) -> tuple[bytes, bytes] | None:
+        """The volume that the file at a real path is in, and its path there; None if in none.
+
+        May block.
+        """
+        for name in self._store.names():
+            try:
+                fd = open_top(self._store.get(name))
+            except (VolfsError, OSError):
+                continue
+            try:
+                top = os.readlink(b"/proc/self/fd/%d" % fd)
+            finally:
+                os.close(fd)
+            if path == top or path.startswith(top + b"/"):
+                return name.encode(), path[len(top) + 1 :]
+        return None
+
     def opendir(self) -> RootHandle:
         handle = RootHandle()
         self._handles.add_directory(handle)

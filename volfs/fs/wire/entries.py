@@ -26,9 +26,11 @@ class Entries:
     def entry(self, found: Found, *, keep: bool = True) -> bytes:
         """struct fuse_entry_out of a file that was looked up; ``keep``: its attributes, too."""
         inode, status = found
-        assert isinstance(status, WireStatus)
+        if not isinstance(status, WireStatus):  # the root's, as the parent of a volume's top
+            return protocol.entry_out(status, inode.node_id, self.root_timeout)
         return status.entry_out(
             inode.node_id,
+            inode.generation,
             inode.number,
             self.root_timeout if inode.parent is self._root else self.timeout,
             self.attribute_timeout(status.st_mode) if keep else 0,
