@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
+from tests.children import Child
 from volfs.linux import syscalls
 
 MS_RDONLY = 1
 MS_REMOUNT = 32
+
+FIFREEZE = 0xC0045877
+FITHAW = 0xC0045878
+
+PATIENCE = 20.0
+"""Seconds after which a frozen filesystem is thawed, so that nobody hangs for good."""
 MS_BIND = 4096
 
 _SBIN = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # which a user's PATH lacks
@@ -141,3 +149,31 @@ def _looped(target: Path, image: Path, size: int, make: list[str], options: str)
     subprocess.run(["mount", "-o", loop, image, target], check=True, capture_output=True)
     with unmounting(target):
         yield target
+
+
+def thaw(place: Path) -> None:
+    """Thaw the filesystem that ``place`` is on, if it is frozen."""
+    fd = os.open(place, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.ioctl(fd, FITHAW, 0)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def frozen(place: Path) -> Iterator[None]:
+    """The filesystem that ``place`` is on, frozen; thawed whatever happens, and whoever hangs."""
+
+    def thaw_at_last() -> None:
+        time.sleep(PATIENCE)
+        thaw(place)
+
+    fd = os.open(place, os.O_RDONLY)
+    with Child(thaw_at_last):
+        fcntl.ioctl(fd, FIFREEZE, 0)
+        os.close(fd)
+        try:
+            yield
+        finally:
+            thaw(place)

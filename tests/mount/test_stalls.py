@@ -17,7 +17,7 @@ import pytest
 
 from tests.children import USER, Child
 from tests.conftest import Mounted, MountFactory, wait_for
-from tests.filesystems import btrfs
+from tests.filesystems import btrfs, ext4, frozen, thaw
 from volfs.linux import syscalls
 
 pytestmark = [pytest.mark.alone, pytest.mark.any_level]
@@ -229,6 +229,31 @@ def test_who_waits_for_a_lease_can_be_killed(mount: MountFactory) -> None:
             os.kill(waiting.pid, signal.SIGKILL)
             assert waiting.was_killed()
         assert time.monotonic() - start < 10  # of the 45 s of the lease
+
+
+# -- freezing
+
+
+def test_frozen_filesystem(workspace: Path, mount: MountFactory) -> None:
+    with ext4(workspace / "ext4", size=64 << 20) as filesystem:
+        (filesystem / "scope").mkdir()
+        tree = mount(scope=filesystem / "scope", cache="never")
+        try:
+            (tree.mnt / "vol").mkdir()
+            for _ in range(2):
+                with (
+                    watching(tree) as watch,
+                    frozen(filesystem),
+                    Child((tree.mnt / "vol/new").mkdir) as waiting,
+                ):
+                    time.sleep(2)  # that nothing happens has no event
+                    assert os.waitpid(waiting.pid, os.WNOHANG) == (0, 0)
+                    thaw(filesystem)
+                    waiting.result()
+                watch.assert_smooth()
+                (tree.mnt / "vol/new").rmdir()
+        finally:
+            tree.stop()
 
 
 # -- removing

@@ -22,6 +22,7 @@ class Agreement:
     ``maps_direct``: a file opened to bypass the page cache can be mapped. ``says_when_to_clear``:
     requests say whether a change takes set-user-ID and set-group-ID bits away. ``passthrough``:
     the kernel can read and write backing files itself; ``why_not`` says why it cannot.
+    ``max_write``: bytes of the largest write.
     """
 
     device: int = -1
@@ -30,6 +31,7 @@ class Agreement:
     says_when_to_clear: bool = False
     passthrough: bool = False
     why_not: str = ""
+    max_write: int = 0
 
     @property
     def tapped(self) -> bool:

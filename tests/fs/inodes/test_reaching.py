@@ -391,6 +391,7 @@ async def test_file_deleted_behind_the_mount_is_let_go(fs: Filesystem) -> None:
     stays = (await fs.lookup(top, b"stays")).st_ino
     (data / "f").unlink()
     fs.descriptors.release_deleted(1000)
+    fs.descriptors.closing.finish()
     assert fs.inode(deleted).fd == -1
     assert fs.inode(stays).fd >= 0
     with pytest.raises(FUSEError, check=stale):

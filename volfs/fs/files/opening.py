@@ -230,33 +230,32 @@ class Opening:
         inode.version = version
         return same
 
-    def create(
-        self, parent: Inode, name: bytes, mode: int, flags: int, ctx: Requester
-    ) -> tuple[Opened, Found]:
+    def make(self, parent: Inode, name: bytes, mode: int, flags: int, ctx: Requester) -> int:
+        """Make a file and open it; ``made`` does the rest."""
         directory = self._inodes.reach(parent)
         backing = flags & ~_NOT_PASSED | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         backing |= self._unnoticed
         try:
             with self._identity.acting(ctx.uid, ctx.gid, ctx.umask), setgid_as_asked(mode):
-                fd = os.open(name, backing, stat.S_IMODE(mode), dir_fd=directory)
+                return os.open(name, backing, stat.S_IMODE(mode), dir_fd=directory)
         except FileExistsError:
             if flags & os.O_EXCL:
                 raise
             # It appeared behind the mount, so the kernel has not checked whether the caller may
             # open it. ESTALE makes it look the name up and go through its checks.
             raise os_error(errno.ESTALE) from None
-        return self._created_open(fd, parent, name, flags, ctx)
 
-    def tmpfile(self, parent: Inode, mode: int, flags: int, ctx: Requester) -> tuple[Opened, Found]:
-        """A file without a name, open."""
+    def make_unnamed(self, parent: Inode, mode: int, flags: int, ctx: Requester) -> int:
+        """Make a file without a name, likewise."""
         directory = self._inodes.reach(parent)
         with self._identity.acting(ctx.uid, ctx.gid, ctx.umask), setgid_as_asked(mode):
-            fd = make_unnamed(directory, flags | self._unnoticed, mode)
-        return self._created_open(fd, parent, b"", flags, ctx)
+            return make_unnamed(directory, flags | self._unnoticed, mode)
 
-    def _created_open(
+    def made(
         self, fd: int, parent: Inode, name: bytes, flags: int, who: Requester
     ) -> tuple[Opened, Found]:
+        """Put a file that was made into the handle table; ``fd``, which is taken over, is its
+        descriptor, ``name`` empty if it has none."""
         try:
             status = fstat(fd)
             inode = self._inodes.remember(status, parent, name, -1, created=True)

@@ -5,7 +5,7 @@ kept and found again (``reaching``), open files and directories (``handles``), w
 filesystem can do (``device``). Calls native and linux. Start at ``inode``.
 """
 
-from volfs.fs.inodes.closing import is_long_freed
+from volfs.fs.inodes.closing import Closing, is_long_freed
 from volfs.fs.inodes.device import Device
 from volfs.fs.inodes.handles import Data, DirectoryHandle, FileHandle, HandleTable, RootHandle
 from volfs.fs.inodes.inode import ROOT_ID, Handle, Inode
@@ -15,6 +15,7 @@ from volfs.fs.inodes.table import InodeTable
 
 __all__ = [
     "ROOT_ID",
+    "Closing",
     "Data",
     "Descriptors",
     "Device",

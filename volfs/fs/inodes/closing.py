@@ -1,6 +1,8 @@
 """Closing what may be the last descriptor of a deleted file, upon which its data is freed.
 
-That takes as long as the file has extents: seconds for some ten thousand.
+That takes as long as the file has extents: seconds for some ten thousand. And it is a change, for
+which a frozen filesystem (fsfreeze(8)) keeps everybody waiting; so it is not done where a lock is
+held.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from volfs.fs.native import Status, fstat
 
 _THREADS = 2
+_MOST_DUE = 16
 _QUICK_BLOCKS = (256 << 10) // 512
 """Blocks, as st_blocks counts them, that are freed within a few milliseconds however many extents
 they are."""
@@ -23,27 +26,42 @@ def is_long_freed(status: Status) -> bool:
 
 
 class Closing:
-    """Closes at once what is quick, the rest in threads of its own.
+    """Closes at once what frees nothing, what frees much in threads of its own, and the rest when
+    ``finish`` is called.
 
     ``limit``: how many may wait to be closed. What comes then is closed at once, as each is a
-    descriptor that somebody else could have.
+    descriptor that somebody else could have. ``due``: those that ``finish`` closes.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._threads: ThreadPoolExecutor | None = None
         self._waiting: set[object] = set()
+        self.due: list[int] = []
 
     def __len__(self) -> int:
         """How many are still to be closed."""
-        return len(self._waiting)
+        return len(self._waiting) + len(self.due)
 
     def close(self, fd: int) -> None:
         """Close a descriptor on a local filesystem that may be the last of its file."""
         status = fstat(fd)
-        if status.st_nlink == 0 and is_long_freed(status):
+        if status.st_nlink:
+            os.close(fd)
+        elif is_long_freed(status):
             self.later(lambda: os.close(fd))
         else:
+            self.due.append(fd)
+            if len(self.due) > _MOST_DUE:
+                self.later(self.finish)
+
+    def finish(self) -> None:
+        """Close what is due. May wait for a frozen filesystem."""
+        while self.due:
+            try:
+                fd = self.due.pop()
+            except IndexError:  # another thread was faster
+                return
             os.close(fd)
 
     def later(self, call: Callable[[], object]) -> None:
@@ -59,6 +77,7 @@ class Closing:
 
     def end(self) -> None:
         """Wait until all is closed."""
+        self.finish()
         if self._threads is not None:
             self._threads.shutdown()
             self._threads = None

@@ -190,7 +190,8 @@ class Descriptors:
         """Look at the ``limit`` least recently used descriptors; let go of deleted files.
 
         A kept descriptor keeps a file's blocks on disk, and nothing tells of one deleted behind the
-        mount. (On a network filesystem it keeps none here, and looking could block.)
+        mount. (On a network filesystem it keeps none here, and looking could block.) Closing.finish
+        closes them.
         Returns how many were looked at.
         """
         oldest = []

@@ -59,7 +59,7 @@ class LockQueues:
         """Have those waiting for locks on a file try, as one was dropped. From any thread."""
         if inode not in self._queues:
             return
-        if inode.device.slow and self._token is not None:
+        if self._token is not None and not trio.lowlevel.in_trio_task():
             self._token.run_sync_soon(self._wake_first, inode)
         else:
             self._wake_first(inode)

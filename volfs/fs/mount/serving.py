@@ -95,7 +95,7 @@ async def serve(
                     tasks = source.begin(nursery)
                     nursery.start_soon(_unmount_upon, signals, mounted, companion)
                     nursery.start_soon(chores.run, parts.requests.threads)
-                    nursery.start_soon(_sweep, parts.descriptors)
+                    nursery.start_soon(_sweep, parts)
                     nursery.start_soon(
                         _announce, target, parts, source, scope_fd, companion, nursery, ready
                     )
@@ -205,11 +205,12 @@ class _Chores:
         self._store = store
         self._interval = options.housekeeping_interval
         self._hurried = trio.Event()
+        self._loop = trio.lowlevel.current_trio_token()
         self._stopping = threading.Event()
 
     def hurry(self) -> None:
-        """Have the next round begin now."""
-        self._hurried.set()
+        """Have the next round begin now. From any thread."""
+        self._loop.run_sync_soon(lambda: self._hurried.set())
 
     def stop(self) -> None:
         """Have a round that is under way end soon."""
@@ -230,8 +231,10 @@ class _Chores:
         self._hurried = trio.Event()
 
 
-async def _sweep(descriptors: Descriptors) -> None:
+async def _sweep(parts: Parts) -> None:
     """Let go of files deleted behind the mount, a part of the table at a time."""
     while True:
         await trio.sleep(_SWEEP_INTERVAL)
-        descriptors.release_deleted(_SWEEP_SIZE)
+        parts.descriptors.release_deleted(_SWEEP_SIZE)
+        requests = parts.requests
+        requests.threads.finish(parts.descriptors.closing, requests.inodes.root)

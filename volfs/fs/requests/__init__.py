@@ -2,8 +2,8 @@
 
 One method for each request: it finds the inodes, decides on which thread the work is done, and has
 root, files or locks do it. ``names``, ``attributes``, ``files`` and ``directories`` say what they
-are about; ``later`` is a result that has to be waited for, ``threads`` where it is made,
-``failures`` what the caller is told. Start at ``names``.
+are about; ``later`` is a result that has to be waited for, ``threads`` where it is made, ``stall``
+what a change on the event loop waits for, ``failures`` what the caller is told. Start at ``names``.
 
 Who has checked what: the kernel, with the caller's user, groups and ACLs (default_permissions),
 before the request comes, unless it is said here. The head of each module has the rest: what the
@@ -15,6 +15,7 @@ does it. Only requests that make something say who asks for sure; of others the 
 from volfs.fs.requests.failures import errno_of
 from volfs.fs.requests.later import Later, interrupted
 from volfs.fs.requests.requests import Requests
+from volfs.fs.requests.stall import Stall
 from volfs.fs.requests.threads import WAITING, WorkerThreads
 
-__all__ = ["WAITING", "Later", "Requests", "WorkerThreads", "errno_of", "interrupted"]
+__all__ = ["WAITING", "Later", "Requests", "Stall", "WorkerThreads", "errno_of", "interrupted"]

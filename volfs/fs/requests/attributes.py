@@ -79,11 +79,11 @@ class AttributeRequests:
             return self._attributes.setattr(inode, changes, handle, ctx)
 
         if size is None:
-            return self._threads.where_needed(call, inode)
-        if inode.device.slow or self._attributes.frees_long(inode, size):
+            return self._threads.changing(call, inode)
+        if not self._threads.can_change(inode) or self._attributes.frees_long(inode, size):
             return self._threads.past_leases(call, inode)
         try:
-            return call()
+            return self._threads.changing(call, inode)
         except BlockingIOError:
             return self._threads.past_leases(call, inode)
 
@@ -104,7 +104,7 @@ class AttributeRequests:
             return self._threads.elsewhere(
                 lambda: self._volume_attributes.set(inode, name, value, flags), inode
             )
-        return self._threads.where_needed(
+        return self._threads.changing(
             lambda: self._attributes.setxattr(inode, name, value, flags, ctx), inode
         )
 
@@ -132,6 +132,4 @@ class AttributeRequests:
             return self._threads.elsewhere(
                 lambda: self._volume_attributes.remove(inode, name), inode
             )
-        return self._threads.where_needed(
-            lambda: self._attributes.removexattr(inode, name, ctx), inode
-        )
+        return self._threads.changing(lambda: self._attributes.removexattr(inode, name, ctx), inode)

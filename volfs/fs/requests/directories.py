@@ -50,7 +50,11 @@ class DirectoryRequests:
         handle = self._handles.remove_directory(fh)
         if not isinstance(handle, DirectoryHandle):
             return None
-        return self._threads.where_needed(lambda: self._opening.releasedir(handle), handle.inode)
+        if handle.inode.device.slow:
+            return self._threads.elsewhere(lambda: self._opening.releasedir(handle), handle.inode)
+        self._opening.releasedir(handle)
+        self._threads.finish(self._inodes.descriptors.closing, handle.inode)
+        return None
 
     def fsyncdir(self, fh: int, datasync: bool) -> Later[None] | None:
         handle = self._handles.directory(fh)

@@ -16,6 +16,7 @@ import mmap
 import os
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from volfs.fs.agreement import Connection
 from volfs.fs.files import Found, Opened, Opening, flags, ranges
@@ -36,6 +37,8 @@ from volfs.fs.requests.room import Room
 from volfs.fs.requests.threads import WorkerThreads
 from volfs.linux.identity import Identity, Requester, ids_of
 from volfs.linux.syscalls import os_error
+
+T = TypeVar("T")
 
 _STALL_NS = 10_000_000
 _STALL_MEMORY_NS = 1_000_000_000
@@ -86,10 +89,15 @@ class FileRequests:
             return self._threads.elsewhere(
                 lambda: self._opening.open(inode, flags, who, clears=clears), inode
             )
-        if flags & os.O_TRUNC and self._opening.frees_long(inode):
-            return self._open_later(inode, flags, who, clears)
+        fd = -1
         try:
-            return self._opening.open(inode, flags, who, clears=clears)
+            if flags & os.O_TRUNC:
+                if not self._threads.can_change(inode) or self._opening.frees_long(inode):
+                    return self._open_later(inode, flags, who, clears)
+                fd = self._threads.stall.run(
+                    lambda: self._opening.open_again(inode, flags, clears=clears), inode.device
+                )
+            return self._opening.open(inode, flags, who, fd, clears=clears)
         except BlockingIOError:
             if flags & os.O_NONBLOCK:
                 raise
@@ -109,11 +117,11 @@ class FileRequests:
             raise os_error(errno.EPERM)
         parent = self._inodes[parent_id]
         self._room.make(ctx)
-        if parent.device.slow:
-            return self._threads.elsewhere(
-                lambda: self._opening.create(parent, name, mode, flags, ctx), parent
-            )
-        return self._opening.create(parent, name, mode, flags, ctx)
+        return self._made(
+            lambda: self._opening.make(parent, name, mode, flags, ctx),
+            lambda fd: self._opening.made(fd, parent, name, flags, ctx),
+            parent,
+        )
 
     def tmpfile(
         self, parent_id: int, mode: int, flags: int, ctx: Requester
@@ -122,9 +130,19 @@ class FileRequests:
             raise os_error(errno.EPERM)  # as for a file with a name
         parent = self._inodes[parent_id]
         self._room.make(ctx)
-        return self._threads.where_needed(
-            lambda: self._opening.tmpfile(parent, mode, flags, ctx), parent
+        return self._made(
+            lambda: self._opening.make_unnamed(parent, mode, flags, ctx),
+            lambda fd: self._opening.made(fd, parent, b"", flags, ctx),
+            parent,
         )
+
+    def _made(
+        self, make: Callable[[], int], then: Callable[[int], T], parent: Inode
+    ) -> T | Later[T]:
+        if parent.device.slow:
+            return self._threads.elsewhere(lambda: then(make()), parent)
+        made = self._threads.changing(make, parent)
+        return made.then(then) if isinstance(made, Later) else then(made)
 
     def flush(self, fh: int, owner: int = 0) -> Later[None] | None:
         """A descriptor of an open file was closed, by the lock ``owner``."""
@@ -150,6 +168,7 @@ class FileRequests:
         if handle.inode.device.slow:
             return self._threads.elsewhere(lambda: self._release(handle), handle.inode)
         self._release(handle)
+        self._threads.finish(self._inodes.descriptors.closing, handle.inode)
         return None
 
     def _release(self, handle: FileHandle) -> None:
@@ -198,14 +217,18 @@ class FileRequests:
     ) -> int | Later[int]:
         """Write; ``append`` as FileHandle.write has it, ``clears`` as for ``open``."""
         handle = self._handles.file(fh)
+        inode = handle.inode
         start = time.monotonic_ns()
-        if handle.synchronous or handle.inode.device.slow or start < self._stalled_until:
-            kept = bytes(data)  # the buffer is the caller's again on return
-            return self._threads.elsewhere(
-                lambda: self._opening.write(handle, kept, offset, append, clears=clears),
-                handle.inode,
-            )
-        written = self._opening.write(handle, data, offset, append, clears=clears)
+        elsewhere = handle.synchronous or start < self._stalled_until
+        if elsewhere or not self._threads.can_change(inode):
+            data = bytes(data)  # the buffer is the caller's again on return
+
+        def call() -> int:
+            return self._opening.write(handle, data, offset, append, clears=clears)
+
+        if elsewhere:
+            return self._threads.elsewhere(call, inode)
+        written = self._threads.changing(call, inode)
         end = time.monotonic_ns()
         if end - start > _STALL_NS:
             self._stalled_until = end + _STALL_MEMORY_NS
@@ -251,9 +274,8 @@ class FileRequests:
             with self._identity.acting(*ids_of(who), 0), clearing_for(who, fd):
                 ranges.allocate(fd, mode, offset, length)
 
-        if _is_quick(handle) and ranges.allocation_is_quick(mode, length):
-            call()
-            return None
+        if not handle.synchronous and ranges.allocation_is_quick(mode, length):
+            return self._threads.changing(call, handle.inode)
         return self._threads.elsewhere(call, handle.inode)
 
     def lseek(self, fh: int, offset: int, whence: int) -> int | Later[int]:
@@ -290,9 +312,8 @@ class FileRequests:
                     source_fd, offset, target_fd, target_offset, length, flags, stopping
                 )
 
-        quick = _is_quick(target) and not source.inode.device.slow
-        if quick and length <= ranges.QUICK_COPY:
-            return call(bool)
+        if not target.synchronous and length <= ranges.QUICK_COPY:
+            return self._threads.changing(lambda: call(bool), target.inode, source.inode)
         return self._threads.stoppable(call, source.inode, target.inode)
 
     # -- flags
@@ -334,8 +355,6 @@ class FileRequests:
                 self._connection.forget_attributes(node_id)
             return answer
 
+        if flags.changes(command):
+            return self._threads.changing(call, inode)
         return self._threads.where_needed(call, inode)
-
-
-def _is_quick(handle: FileHandle) -> bool:
-    return not handle.inode.device.slow and not handle.synchronous

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from volfs.linux.syscalls import os_error
 
@@ -16,21 +16,27 @@ class Later(Generic[T]):
     """A result that has to be waited for: ``await later()``.
 
     ``interrupt`` is to be called when the caller is interrupted by a signal, and brings the end
-    of the wait nearer. ``alone``: a call that gives the result too, in any thread that has
-    nothing else to do.
+    of the wait nearer. Instead of waiting, ``call`` can be called in any thread that has nothing
+    else to do, and may have to wait for ``on``; the result is what ``finish`` makes of what it
+    returns. None if it takes the event loop. ``alone``: it is to be had so, and finished as it is.
     """
 
-    __slots__ = ("_wait", "alone", "interrupt")
+    __slots__ = ("_changes", "_wait", "alone", "call", "interrupt", "on")
 
     def __init__(
         self,
         wait: Callable[[], Awaitable[T]],
         *,
         interrupt: Callable[[], object] | None = None,
-        alone: Callable[[], T] | None = None,
+        call: Callable[[], Any] | None = None,
+        on: object = None,
+        alone: bool = False,
     ) -> None:
         self._wait = wait
+        self._changes: tuple[Callable[[Any], Any], ...] = ()
         self.interrupt = interrupt
+        self.call = call
+        self.on = on
         self.alone = alone
 
     def __call__(self) -> Awaitable[T]:
@@ -43,7 +49,17 @@ class Later(Generic[T]):
         async def changed() -> U:
             return change(await wait())
 
-        return Later(changed, interrupt=self.interrupt)
+        later = Later(changed, interrupt=self.interrupt, call=self.call, on=self.on)
+        later._changes = (*self._changes, change)
+        return later
+
+    def finish(self, found: Any) -> T:
+        """The result, from what ``call`` returned. To be called on the event loop, or by who
+        relieves it."""
+        for change in self._changes:
+            found = change(found)
+        result: T = found
+        return result
 
 
 def interrupted() -> OSError:

@@ -44,6 +44,7 @@ class NameRequests:
         self._inodes = inodes
         self._root = root
         self._names = names
+        self._closing = inodes.descriptors.closing
         self._finding = Finding(inodes, root, names)
         self._threads = threads
         self._on_volume_removed = on_volume_removed
@@ -66,6 +67,8 @@ class NameRequests:
         """Take back lookup counts, by node id."""
         for node_id, count in lookups:
             self._inodes.forget(node_id, count)
+        if self._closing.due:
+            self._threads.finish(self._closing, self._inodes.root)
 
     def readlink(self, node_id: int) -> bytes | Later[bytes]:
         inode = self._inodes[node_id]
@@ -77,7 +80,7 @@ class NameRequests:
         self, parent_id: int, name: bytes, mode: int, rdev: int, ctx: Requester
     ) -> Found | Later[Found]:
         parent = self._below_root(parent_id)
-        return self._threads.where_needed(
+        return self._threads.changing(
             lambda: self._names.mknod(parent, name, mode, rdev, ctx), parent
         )
 
@@ -85,15 +88,13 @@ class NameRequests:
         if parent_id == ROOT_ID:
             return self._threads.elsewhere(lambda: self._root.mkdir(name, mode, ctx))
         parent = self._inodes[parent_id]
-        return self._threads.where_needed(
-            lambda: self._names.mkdir(parent, name, mode, ctx), parent
-        )
+        return self._threads.changing(lambda: self._names.mkdir(parent, name, mode, ctx), parent)
 
     def symlink(
         self, parent_id: int, name: bytes, target: bytes, ctx: Requester
     ) -> Found | Later[Found]:
         parent = self._below_root(parent_id)
-        return self._threads.where_needed(
+        return self._threads.changing(
             lambda: self._names.symlink(parent, name, target, ctx), parent
         )
 
@@ -101,7 +102,7 @@ class NameRequests:
         if new_parent_id == ROOT_ID:
             raise os_error(errno.EXDEV)  # as for a rename into the root
         inode, parent = self._inodes[node_id], self._inodes[new_parent_id]
-        return self._threads.where_needed(
+        return self._threads.changing(
             lambda: self._names.link(inode, parent, new_name), inode, parent
         )
 
@@ -109,17 +110,14 @@ class NameRequests:
 
     def unlink(self, parent_id: int, name: bytes) -> Later[None] | None:
         parent = self._below_root(parent_id)
-        if parent.device.slow:
-            return self._threads.elsewhere(lambda: self._names.unlink(parent, name), parent)
-        self._names.unlink(parent, name)
-        return None
+        return self._threads.changing(lambda: self._names.unlink(parent, name), parent)
 
     def rmdir(self, parent_id: int, name: bytes, ctx: Requester) -> Later[None] | None:
         if parent_id == ROOT_ID:
             removed = self._threads.elsewhere(lambda: self._root.rmdir(name, ctx))
             return removed.then(lambda _: self._on_volume_removed())
         parent = self._inodes[parent_id]
-        return self._threads.where_needed(lambda: self._names.rmdir(parent, name), parent)
+        return self._threads.changing(lambda: self._names.rmdir(parent, name), parent)
 
     def rename(
         self,
@@ -136,7 +134,7 @@ class NameRequests:
         if parent_id == ROOT_ID:
             return self._threads.elsewhere(lambda: self._root.rename(name, new_name, flags, ctx))
         old, new = self._inodes[parent_id], self._inodes[new_parent_id]
-        return self._threads.where_needed(
+        return self._threads.changing(
             lambda: self._names.rename(old, name, new, new_name, flags, ctx), old, new
         )
 

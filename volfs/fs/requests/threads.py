@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
 import trio
 
-from volfs.fs.inodes import Inode
+from volfs.fs.agreement import Connection
+from volfs.fs.inodes import Closing, Inode
 from volfs.fs.requests.later import Later, interrupted
+from volfs.fs.requests.stall import Stall
 from volfs.linux.identity import Identity
 
 T = TypeVar("T")
@@ -29,10 +33,13 @@ _LEASE_PAUSE_MOST = 0.1
 class WorkerThreads:
     """Runs calls in worker threads, a bounded number for each thing they may have to wait for."""
 
-    def __init__(self, identity: Identity) -> None:
+    def __init__(self, identity: Identity, connection: Connection) -> None:
+        self.stall = Stall()
         self._identity = identity
+        self._connection = connection
         self._limiters: WeakValueDictionary[object, trio.CapacityLimiter] = WeakValueDictionary()
         self._running = 0
+        self._pinning = threading.Lock()
 
     @property
     def busy(self) -> bool:
@@ -45,31 +52,79 @@ class WorkerThreads:
         ``on`` is what it may have to wait for, when that is not the inodes' device (without
         inodes: the scope).
         """
-        key = on or (inodes[0].device if inodes else "scope")
+        key = _waited_for(inodes, on)
         limiter = self._limiters.get(key)
         if limiter is None:
             limiter = self._limiters[key] = trio.CapacityLimiter(WAITING)
-
-        def separately() -> T:
-            self._identity.separate_umask()
-            return call()
-
         self._running += 1
-        for inode in inodes:
-            inode.pins += 1
         try:
-            return await trio.to_thread.run_sync(separately, limiter=limiter)
+            with self._pinned(inodes):
+                return await trio.to_thread.run_sync(self._separately, call, limiter=limiter)
         finally:
             self._running -= 1
+
+    def _here(self, call: Callable[[], T], inodes: tuple[Inode, ...]) -> T:
+        """As ``run``, in this thread."""
+        with self._pinned(inodes):
+            return self._separately(call)
+
+    def _separately(self, call: Callable[[], T]) -> T:
+        self._identity.separate_umask()
+        return call()
+
+    @contextmanager
+    def _pinned(self, inodes: tuple[Inode, ...]) -> Iterator[None]:
+        with self._pinning:
             for inode in inodes:
-                inode.pins -= 1
+                inode.pins += 1
+        try:
+            yield
+        finally:
+            with self._pinning:
+                for inode in inodes:
+                    inode.pins -= 1
 
     def elsewhere(self, call: Callable[[], T], *inodes: Inode, on: object = None) -> Later[T]:
         """``call`` in a worker thread: see ``run``."""
-        return Later(lambda: self.run(call, *inodes, on=on))
+        return Later(
+            lambda: self.run(call, *inodes, on=on),
+            call=lambda: self._here(call, inodes),
+            on=_waited_for(inodes, on),
+        )
+
+    def changing(self, call: Callable[[], T], *inodes: Inode) -> T | Later[T]:
+        """``call``, which changes something on the filesystem of the inodes, at once if somebody
+        can serve meanwhile in case that is frozen; else in a worker thread."""
+        for inode in inodes:
+            if not self.can_change(inode):
+                break
+        else:
+            return self.stall.run(call, inodes[0].device)
+        return self._unless_stalled(self.elsewhere(call, *inodes), inodes[0])
+
+    def _unless_stalled(self, later: Later[T], inode: Inode) -> Later[T]:
+        """No thread waits beside the event loop for what that waits for: it sees to it itself,
+        when it goes on."""
+        if inode.device is self.stall.device:
+            later.call = None
+        return later
+
+    def can_change(self, inode: Inode) -> bool:
+        """Whether a change on the filesystem of an inode can be made at once at present."""
+        at_once = self._connection.agreement.tapped and not self.stall.relieved
+        return at_once and not inode.device.slow
+
+    def finish(self, closing: Closing, inode: Inode) -> None:
+        """Close the last descriptors of deleted files that are due. Freeing them is a change."""
+        if closing.due:
+            if self.can_change(inode):
+                self.stall.run(closing.finish, inode.device)
+            else:
+                closing.later(closing.finish)
 
     def where_needed(self, call: Callable[[], T], *inodes: Inode) -> T | Later[T]:
-        """``call`` at once, or in a worker thread where the filesystem of an inode is slow."""
+        """``call``, which changes nothing, at once, or in a worker thread where the filesystem of
+        an inode is slow."""
         for inode in inodes:
             if inode.device.slow:
                 return self.elsewhere(call, *inodes)
@@ -96,7 +151,15 @@ class WorkerThreads:
                     raise interrupted()
                 pause = min(pause * 2, _LEASE_PAUSE_MOST)
 
-        return Later(wait, interrupt=given_up.set)
+        def here() -> T:
+            while True:
+                try:
+                    return self._here(call, inodes)
+                except BlockingIOError:
+                    time.sleep(_LEASE_PAUSE_MOST)
+
+        later = Later(wait, interrupt=given_up.set, call=here, on=inodes[0].device)
+        return self._unless_stalled(later, inodes[0])
 
     def stoppable(self, call: Callable[[Callable[[], bool]], T], *inodes: Inode) -> Later[T]:
         """``call(stopping)`` in a worker thread; when its caller is interrupted, or the daemon is
@@ -126,5 +189,10 @@ class WorkerThreads:
 
         The inode's descriptors may be closed meanwhile.
         """
-        alone = None if inode.device.slow else call
-        return Later(lambda: self.run(call, inode), alone=alone)
+        later = self.elsewhere(call, inode)
+        later.alone = not inode.device.slow
+        return later
+
+
+def _waited_for(inodes: tuple[Inode, ...], on: object) -> object:
+    return on or (inodes[0].device if inodes else "scope")

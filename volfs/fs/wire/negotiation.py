@@ -19,6 +19,7 @@ _FLAGS_IN = Struct("=12xI")
 _FLAGS_IN_2 = Struct("=16xI")
 _FLAGS_OUT = 12
 _BACKGROUND_OUT = 16
+_MAX_WRITE_OUT = 20
 _FLAGS_OUT_2 = 32
 _DEPTH_OUT = 36
 _OUT_SIZE = 64
@@ -136,4 +137,5 @@ def negotiate(
         says_when_to_clear=bool(flags & Flag.HANDLE_KILLPRIV_V2),
         passthrough=passthrough,
         why_not=why_not,
+        max_write=int.from_bytes(out[_MAX_WRITE_OUT : _MAX_WRITE_OUT + 4], sys.byteorder),
     )

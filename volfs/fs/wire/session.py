@@ -53,7 +53,7 @@ class TappedSession:
             LockOpcodes(requests),
         )
         methods = {opcode: m for table in tables for opcode, m in table.methods().items()}
-        self._wire = Wire(methods, self._take_back)
+        self._wire = Wire(methods, self._take_back, requests.threads.stall, connection)
         _tap.on_reply(Opcode.INIT, self._negotiate)
 
     @property

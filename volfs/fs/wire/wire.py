@@ -6,17 +6,21 @@ tables: ``names``, ``attributes``, ``files``, ``directories`` and ``locks``.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import trio
 
+from volfs.fs.agreement import Connection
 from volfs.fs.inodes import Data
-from volfs.fs.requests import WAITING, Later, errno_of
+from volfs.fs.requests import WAITING, Later, Stall, errno_of
 from volfs.fs.wire import _tap
 from volfs.fs.wire.protocol import U64, Opcode, Who, opcode_name
+from volfs.fs.wire.relief import Relief
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +47,8 @@ _FOR_ANYBODY = frozenset(
 )
 """Frequent requests whose sender does not matter, as the kernel has checked permissions."""
 
+_UNANSWERED = frozenset((Opcode.FORGET, Opcode.BATCH_FORGET))
+
 _TURN = 256
 _TURN_WHILE_WAITING = 32
 """Requests answered before the event loop gets its turn; fewer while others wait for it."""
@@ -63,20 +69,31 @@ class Wire:
     """
 
     def __init__(
-        self, methods: Mapping[Opcode, Method], take_back: Callable[[int, bytes], None]
+        self,
+        methods: Mapping[Opcode, Method],
+        take_back: Callable[[int, bytes], None],
+        stall: Stall,
+        connection: Connection,
     ) -> None:
         self._nursery: trio.Nursery | None = None
         self._take_back = take_back
+        self._methods = methods
+        self._answers = {opcode: self._answering(opcode, m) for opcode, m in methods.items()}
+        self._stall = stall
+        self._connection = connection
+        self._relief: Relief | None = None
+        self._aside: list[Callable[[], object]] = []
         self._threads = ThreadPoolExecutor(WAITING, "alone")
         self._waiting: dict[int, Callable[[], object] | None] = {}
-        for opcode, method in methods.items():
-            _tap.on_request(opcode, self._answering(opcode, method))
+        for opcode, answer in self._answers.items():
+            _tap.on_request(opcode, answer)
         _tap.on_request(Opcode.INTERRUPT, self._interrupt)
         _tap.on_abandoned(self._abandoned)
 
     def begin(self, nursery: trio.Nursery) -> None:
         """Answer requests from now on; those that have to wait run in ``nursery``."""
         self._nursery = nursery
+        self._relief = Relief(self._stall, self._connection, self._take, self._catch_up)
         self._go_on()
 
     def start(self, later: Later[Any]) -> None:
@@ -86,6 +103,8 @@ class Wire:
 
     def close(self) -> None:
         """End the threads that run without the event loop."""
+        if self._relief is not None:
+            self._relief.close()
         self._threads.shutdown(cancel_futures=True)
 
     @property
@@ -106,8 +125,8 @@ class Wire:
             if result is None:
                 return _EMPTY
             if isinstance(result, Later):
-                if result.alone is not None:
-                    self._threads.submit(self._answer_alone, opcode, unique, result.alone)
+                if result.alone and result.call is not None:
+                    self._threads.submit(self._answer_alone, opcode, unique, result.call)
                     return _BY_A_THREAD
                 self._start(opcode, unique, result)
                 return _LATER
@@ -129,37 +148,87 @@ class Wire:
         _tap.set_drain(_TURN, _SPIN, _LINGER_MS)
 
     async def _finish(self, opcode: Opcode, unique: int, later: Later[Any]) -> None:
-        error, body = 0, None
+        result: Data | int | None
         try:
-            body = await later()
+            result = await later()
         except Exception as failure:  # noqa: BLE001  (errno_of logs what is unexpected)
-            error = errno_of(failure, opcode.name.lower())
+            result = errno_of(failure, opcode.name.lower())
         finally:
             del self._waiting[unique]
             if not self._waiting:
                 self._go_on()
-        if isinstance(body, int):
-            error, body = body, None
-        if not self._reply(opcode, unique, error, body or b"") and not error:
-            self._abandoned(opcode, unique, bytes(body or b""))
+        self._conclude(opcode, unique, result)
 
-    def _answer_alone(self, opcode: Opcode, unique: int, call: Callable[[], None]) -> None:
+    def _answer_alone(self, opcode: Opcode, unique: int, call: Callable[[], Any]) -> None:
         """Answer a request in a thread of its own, without the event loop."""
-        error = 0
+        result: Data | int | None
         try:
-            call()
+            result = call()
         except Exception as failure:  # noqa: BLE001  (errno_of logs what is unexpected)
-            error = errno_of(failure, opcode.name.lower())
-        self._reply(opcode, unique, error, b"")
+            result = errno_of(failure, opcode.name.lower())
+        self._conclude(opcode, unique, result)
 
-    def _reply(self, opcode: Opcode, unique: int, error: int, body: Data) -> bool:
+    def _conclude(self, opcode: Opcode, unique: int, result: Data | int | None) -> None:
+        """Answer a request with a body or an errno, and take back what nobody received."""
+        error, body = (result, b"") if isinstance(result, int) else (0, result or b"")
+        if not self._reply(opcode, unique, error, body) and not error:
+            self._abandoned(opcode, unique, bytes(body))
+
+    def _reply(self, opcode: int, unique: int, error: int, body: Data) -> bool:
         """Answer a request; False if it has been given up."""
         try:
             _tap.reply(unique, error, body)
         except OSError as failure:
-            log.debug("%s: the reply came too late: %s", opcode.name, failure.strerror)
+            log.debug("%s: the reply came too late: %s", opcode_name(opcode), failure.strerror)
             return False
         return True
+
+    # -- while the event loop waits in a change
+
+    def _take(
+        self, number: int, unique: int, node_id: int, uid: int, gid: int, pid: int, body: bytes
+    ) -> None:
+        """Answer a request in the thread of the relief."""
+        assert self._relief is not None
+        sender = uid, gid, pid
+        try:
+            opcode = Opcode(number)
+            method = self._methods[opcode]
+        except (ValueError, KeyError):
+            if number == Opcode.INTERRUPT:
+                self._aside.append(partial(self._interrupt, unique, node_id, *sender, body))
+            else:
+                self._reply(number, unique, errno.ENOSYS, b"")  # as libfuse does
+            return
+        result: Answer
+        try:
+            result = method(node_id, body, Who(*sender))
+        except Exception as failure:  # noqa: BLE001  (errno_of logs what is unexpected)
+            result = errno_of(failure, opcode.name.lower())
+        if isinstance(result, Later):
+            if result.call is None:
+                self._aside.append(partial(self._start, opcode, unique, result))
+            else:
+                done = partial(self._finish_elsewhere, opcode, unique, result)
+                self._relief.elsewhere(result.call, result.on, done)
+        elif opcode not in _UNANSWERED:
+            self._conclude(opcode, unique, result)
+
+    def _finish_elsewhere(
+        self, opcode: Opcode, unique: int, later: Later[Any], outcome: Callable[[], Any]
+    ) -> None:
+        result: Data | int | None
+        try:
+            result = later.finish(outcome())
+        except Exception as failure:  # noqa: BLE001  (errno_of logs what is unexpected)
+            result = errno_of(failure, opcode.name.lower())
+        self._conclude(opcode, unique, result)
+
+    def _catch_up(self) -> None:
+        """Do what takes the event loop, on which this is called."""
+        aside, self._aside = self._aside, []
+        for call in aside:
+            call()
 
     def _interrupt(
         self, unique: int, node_id: int, uid: int, gid: int, pid: int, body: bytes
