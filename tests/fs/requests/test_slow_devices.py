@@ -21,6 +21,7 @@ from pyfuse3 import (
 )
 
 from tests.fs.conftest import ROOT, Filesystem, FilesystemFactory, context, fields
+from volfs.fs.agreement import Agreement
 from volfs.fs.files import attributes as attributes_of_files
 from volfs.fs.files import names, opening
 from volfs.fs.inodes import reaching
@@ -220,6 +221,8 @@ async def test_no_system_call_waits_on_the_event_loop(
 
 
 async def test_on_a_local_device_no_thread_is_needed(fs: Filesystem, watch: Watch) -> None:
+    """With the tap, which sees to it if a change does not come back."""
+    fs.agree(Agreement(device=0))
     top, data = fs.volume()
     (data / "f").touch()
     watch.armed = True

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from volfs.fs.native import Status, fstat
 
@@ -36,7 +36,7 @@ class Closing:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._threads: ThreadPoolExecutor | None = None
-        self._waiting: set[object] = set()
+        self._waiting: set[Future[object]] = set()
         self.due: list[int] = []
 
     def __len__(self) -> int:
@@ -74,6 +74,11 @@ class Closing:
         closing = self._threads.submit(call)
         self._waiting.add(closing)
         closing.add_done_callback(self._waiting.discard)
+
+    def settle(self) -> None:
+        """Wait until what has to be closed by now is. Not in the threads that close."""
+        self.finish()
+        wait(self._waiting.copy())
 
     def end(self) -> None:
         """Wait until all is closed."""

@@ -94,7 +94,7 @@ def assemble(
         owner=options.owner,
         only_empty=options.rmdir == "empty",
     )
-    threads = WorkerThreads(identity, connection)
+    threads = WorkerThreads(identity, connection, descriptors.closing)
     locks = LockTable(opening.open_again, opening.descriptor, threads.run)
     room = Room(descriptors, handles)
     files = FileRequests(inodes, handles, opening, locks, identity, threads, connection, room)

@@ -237,4 +237,4 @@ async def _sweep(parts: Parts) -> None:
         await trio.sleep(_SWEEP_INTERVAL)
         parts.descriptors.release_deleted(_SWEEP_SIZE)
         requests = parts.requests
-        requests.threads.finish(parts.descriptors.closing, requests.inodes.root)
+        requests.threads.finish(requests.inodes.root)

@@ -53,7 +53,7 @@ class DirectoryRequests:
         if handle.inode.device.slow:
             return self._threads.elsewhere(lambda: self._opening.releasedir(handle), handle.inode)
         self._opening.releasedir(handle)
-        self._threads.finish(self._inodes.descriptors.closing, handle.inode)
+        self._threads.finish(handle.inode)
         return None
 
     def fsyncdir(self, fh: int, datasync: bool) -> Later[None] | None:

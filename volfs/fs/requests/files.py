@@ -168,7 +168,7 @@ class FileRequests:
         if handle.inode.device.slow:
             return self._threads.elsewhere(lambda: self._release(handle), handle.inode)
         self._release(handle)
-        self._threads.finish(self._inodes.descriptors.closing, handle.inode)
+        self._threads.finish(handle.inode)
         return None
 
     def _release(self, handle: FileHandle) -> None:
@@ -228,7 +228,9 @@ class FileRequests:
 
         if elsewhere:
             return self._threads.elsewhere(call, inode)
-        written = self._threads.changing(call, inode)
+        if not self._threads.can_change(inode):
+            return self._threads.changing(call, inode)
+        written = self._threads.stall.run(call, inode.device)
         end = time.monotonic_ns()
         if end - start > _STALL_NS:
             self._stalled_until = end + _STALL_MEMORY_NS

@@ -68,7 +68,7 @@ class NameRequests:
         for node_id, count in lookups:
             self._inodes.forget(node_id, count)
         if self._closing.due:
-            self._threads.finish(self._closing, self._inodes.root)
+            self._threads.finish(self._inodes.root)
 
     def readlink(self, node_id: int) -> bytes | Later[bytes]:
         inode = self._inodes[node_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import time
@@ -20,6 +21,8 @@ from volfs.linux.identity import Identity
 
 T = TypeVar("T")
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+
 WAITING = 32
 """How many calls may wait in threads at once for one filesystem: one that hangs must not keep
 the others from getting a thread."""
@@ -33,10 +36,11 @@ _LEASE_PAUSE_MOST = 0.1
 class WorkerThreads:
     """Runs calls in worker threads, a bounded number for each thing they may have to wait for."""
 
-    def __init__(self, identity: Identity, connection: Connection) -> None:
+    def __init__(self, identity: Identity, connection: Connection, closing: Closing) -> None:
         self.stall = Stall()
         self._identity = identity
         self._connection = connection
+        self._closing = closing
         self._limiters: WeakValueDictionary[object, trio.CapacityLimiter] = WeakValueDictionary()
         self._running = 0
         self._pinning = threading.Lock()
@@ -94,13 +98,31 @@ class WorkerThreads:
 
     def changing(self, call: Callable[[], T], *inodes: Inode) -> T | Later[T]:
         """``call``, which changes something on the filesystem of the inodes, at once if somebody
-        can serve meanwhile in case that is frozen; else in a worker thread."""
+        can serve meanwhile in case that is frozen; else in a worker thread.
+
+        It may be called twice: where there is no room, what was deleted is let go of first.
+        """
         for inode in inodes:
             if not self.can_change(inode):
                 break
         else:
-            return self.stall.run(call, inodes[0].device)
-        return self._unless_stalled(self.elsewhere(call, *inodes), inodes[0])
+            try:
+                return self.stall.run(call, inodes[0].device)
+            except OSError as error:
+                if error.errno not in _NO_ROOM or not len(self._closing):
+                    raise
+        return self._unless_stalled(
+            self.elsewhere(lambda: self._with_room(call), *inodes), inodes[0]
+        )
+
+    def _with_room(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except OSError as error:
+            if error.errno not in _NO_ROOM or not len(self._closing):
+                raise
+        self._closing.settle()
+        return call()
 
     def _unless_stalled(self, later: Later[T], inode: Inode) -> Later[T]:
         """No thread waits beside the event loop for what that waits for: it sees to it itself,
@@ -114,8 +136,10 @@ class WorkerThreads:
         at_once = self._connection.agreement.tapped and not self.stall.relieved
         return at_once and not inode.device.slow
 
-    def finish(self, closing: Closing, inode: Inode) -> None:
-        """Close the last descriptors of deleted files that are due. Freeing them is a change."""
+    def finish(self, inode: Inode) -> None:
+        """Close the last descriptors of deleted files that are due. Freeing them is a change, here
+        on the filesystem of ``inode`` most likely."""
+        closing = self._closing
         if closing.due:
             if self.can_change(inode):
                 self.stall.run(closing.finish, inode.device)
