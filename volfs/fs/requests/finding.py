@@ -44,7 +44,12 @@ class Finding:
             if inode is self._inodes.root or inode.is_volume_top:
                 return self.itself(ROOT_ID)
             above = fstatat(self._inodes.reach(inode), b"..")
-            return self.itself(inode.device.node_id(above.st_ino))
+            if above.st_dev == inode.device.dev:
+                return self.itself(inode.device.node_id(above.st_ino))
+            # A filesystem is mounted there.
+            if inode.parent is None:
+                raise os_error(errno.ESTALE)
+            return self.itself(inode.parent.node_id)
         finally:
             self._inodes.forget(node_id, 1)
 
