@@ -54,6 +54,7 @@ def test_all_that_is_offered_and_useful() -> None:
         says_when_to_clear=True,
         passthrough=True,
         why_not="",
+        max_write=1 << 20,
     )
     assert agreed.tapped
     assert len(reply) == 64

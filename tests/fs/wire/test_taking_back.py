@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tests.fs.conftest import Filesystem
+from volfs.fs.agreement import Agreement
 from volfs.fs.files import CachePolicy
 from volfs.fs.requests import Later
 from volfs.fs.wire import protocol
@@ -33,6 +34,7 @@ REQUESTS = {
 
 @pytest.mark.parametrize("opcode", REQUESTS, ids=lambda opcode: opcode.name)
 async def test_nothing_is_left(fs: Filesystem, opcode: Opcode) -> None:
+    fs.agree(Agreement(device=0))
     top, data = fs.volume()
     (data / "f").write_bytes(b"content")
     file = (await fs.lookup(top, b"f")).st_ino
