@@ -20,7 +20,11 @@ from volfs.linux import syscalls
 from volfs.linux.identity import Identity
 
 MIB = 1 << 20
-SOURCE = os.urandom(MIB) * 40
+
+
+def forty_mib() -> bytes:
+    """Made anew, since what is kept makes every fork of this process slower."""
+    return os.urandom(MIB) * 40
 
 
 def never() -> bool:
@@ -52,7 +56,8 @@ def failing(number: int) -> Callable[..., int]:
 
 
 def test_a_copy_in_many_steps_is_whole(opened: Callable[..., int]) -> None:
-    source, target = opened("a", SOURCE), opened("b", b"x" * 100)
+    content = forty_mib()
+    source, target = opened("a", content), opened("b", b"x" * 100)
     asked = 0
 
     def count() -> bool:
@@ -60,16 +65,17 @@ def test_a_copy_in_many_steps_is_whole(opened: Callable[..., int]) -> None:
         asked += 1
         return False
 
-    assert ranges.copy(source, 7, target, 50, len(SOURCE), 0, count) == len(SOURCE) - 7
-    assert os.pread(target, 1 << 30, 0) == b"x" * 50 + SOURCE[7:]
+    assert ranges.copy(source, 7, target, 50, len(content), 0, count) == len(content) - 7
+    assert os.pread(target, 1 << 30, 0) == b"x" * 50 + content[7:]
     assert asked > 1
 
 
 def test_a_copy_stops_after_the_step_under_way(opened: Callable[..., int]) -> None:
-    source, target = opened("a", SOURCE), opened("b")
-    copied = ranges.copy(source, 0, target, 0, len(SOURCE), 0, lambda: True)
-    assert 0 < copied < len(SOURCE)
-    assert os.pread(target, len(SOURCE), 0) == SOURCE[:copied]
+    content = forty_mib()
+    source, target = opened("a", content), opened("b")
+    copied = ranges.copy(source, 0, target, 0, len(content), 0, lambda: True)
+    assert 0 < copied < len(content)
+    assert os.pread(target, len(content), 0) == content[:copied]
 
 
 def test_nothing_is_copied_from_beyond_the_end(opened: Callable[..., int]) -> None:
@@ -90,7 +96,8 @@ def test_a_failure_before_anything_was_copied_is_raised(
 def test_a_failure_after_a_step_leaves_a_short_copy(
     opened: Callable[..., int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, target = opened("a", SOURCE), opened("b")
+    content = forty_mib()
+    source, target = opened("a", content), opened("b")
     real = os.copy_file_range
 
     def full(source: int, target: int, count: int, at: int, to: int) -> int:
@@ -99,8 +106,8 @@ def test_a_failure_after_a_step_leaves_a_short_copy(
         return real(source, target, count, at, to)
 
     monkeypatch.setattr(os, "copy_file_range", full)
-    copied = ranges.copy(source, 0, target, 0, len(SOURCE), 0, never)
-    assert 0 < copied < len(SOURCE)
+    copied = ranges.copy(source, 0, target, 0, len(content), 0, never)
+    assert 0 < copied < len(content)
 
 
 def test_no_request_ends_for_the_whole_mount(
