@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import pytest
 
-from tests import interpreter, levels
+from tests import forking, interpreter, levels
 from tests.children import CLONE_NEWNS, MS_REC_PRIVATE, USER, run_as
 from tests.daemons import DEADLINE, ServiceManager
 from tests.filesystems import btrfs, xfs
@@ -49,6 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
+    forking.give_back_what_is_large()
     if os.geteuid() == 0:
         isolate()
 
@@ -90,10 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    # All that was collected lives to the end. Looked through anew in each collection of garbage,
-    # of which ``open_descriptors`` asks for many, it would take a minute in all.
-    gc.collect()
-    gc.freeze()
+    forking.settle()
 
 
 def wait_for(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
