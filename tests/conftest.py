@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import gc
+import itertools
 import json
 import os
 import pwd
@@ -13,7 +15,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,7 +26,7 @@ import pytest
 from tests import forking, interpreter, levels
 from tests.children import CLONE_NEWNS, MS_REC_PRIVATE, USER, run_as
 from tests.daemons import DEADLINE, ServiceManager
-from tests.filesystems import btrfs, xfs
+from tests.filesystems import btrfs, scatter, xfs
 from tests.interpreter import Process, User
 from tests.unprivileged import MS_BIND, shared
 from volfs.linux import syscalls
@@ -56,6 +58,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure() -> None:
     interpreter.close()
+    with suppress(OSError):  # what a test could not remove stays
+        workspaces().rmdir()
 
 
 def isolate() -> None:
@@ -263,15 +267,33 @@ def _limit_descriptors(limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
 
 
+_numbers = itertools.count()
+
+
+@functools.cache
+def workspaces() -> Path:
+    """Where this process has its workspaces."""
+    path = Path(tempfile.mkdtemp(prefix="volfs-test-", dir="/tmp"))
+    path.chmod(0o755)
+    scatter(path)
+    return path
+
+
 @contextmanager
 def open_workspace() -> Iterator[Path]:
     """A directory on the disk that every user can reach, removed afterwards."""
-    path = Path(tempfile.mkdtemp(prefix="volfs-test-", dir="/tmp"))
-    path.chmod(0o755)
+    path = workspaces() / str(next(_numbers))
+    path.mkdir(mode=0o755)
     try:
         yield path
     finally:
         shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def scattered(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """So are the temporary directories of pytest."""
+    scatter(tmp_path_factory.getbasetemp())
 
 
 @pytest.fixture
