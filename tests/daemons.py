@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
-from tests.interpreter import PROGRAM, ROOT, Process
+from tests.interpreter import ROOT, Process
 
 DEADLINE = 20.0
 """Seconds that anything awaited may take before the test fails."""
@@ -59,9 +59,9 @@ class ServiceManager:
 
 @contextmanager
 def foreground(
-    *words: str | Path, environment: Mapping[str, str], command: Sequence[str] = PROGRAM
+    *words: str | Path, environment: Mapping[str, str], command: Sequence[str]
 ) -> Iterator[subprocess.Popen[str]]:
-    """The program itself with these words, its errors to be read; it is ended at the end."""
+    """A command with these words, its errors to be read; it is ended at the end."""
     with subprocess.Popen(
         [*command, *map(str, words)],
         env={**os.environ, **environment},

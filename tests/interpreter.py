@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from tests import unprivileged
 
@@ -66,12 +66,13 @@ def start(
     *words: str | Path,
     stdout: int,
     stderr: int,
+    stdin: int | None = None,
     environment: Mapping[str, str] | None = None,
     user: User | None = None,
     prepare: Callable[[], None] | None = None,
     execute: bool = False,
 ) -> Process:
-    """Run ``volfs`` with these words and descriptors; standard input is empty.
+    """Run ``volfs`` with these words and descriptors; without one, standard input is empty.
 
     ``environment`` is added to ours. ``prepare`` is called in the process before all else; it has
     to be one that pickles. With ``execute``, and in children of ours, whose namespaces may be
@@ -82,14 +83,69 @@ def start(
     if execute or not _interpreter.is_ours:
         return subprocess.Popen(
             [*(user.command() if user else PROGRAM), *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL if stdin is None else stdin,
             stdout=stdout,
             stderr=stderr,
             env=with_ours,
             preexec_fn=prepare,
             cwd=ROOT,
         )
-    return _interpreter.fork(_Order(arguments, with_ours, user, prepare), stdout, stderr)
+    descriptors = [stdout, stderr, *([] if stdin is None else [stdin])]
+    return _interpreter.fork(_Order(arguments, with_ours, user, prepare), descriptors)
+
+
+class Piped:
+    """A process that runs volfs, and the other ends of its input and outputs."""
+
+    def __init__(self, *words: str | Path, environment: Mapping[str, str] | None = None) -> None:
+        stdin, to_stdin = os.pipe()
+        from_stdout, stdout = os.pipe()
+        from_stderr, stderr = os.pipe()
+        self.stdin = os.fdopen(to_stdin, "wb")
+        self.stdout = os.fdopen(from_stdout, "rb")
+        self.stderr = os.fdopen(from_stderr, "rb")
+        try:
+            self._process = start(
+                *words, stdin=stdin, stdout=stdout, stderr=stderr, environment=environment
+            )
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            for end in (stdin, stdout, stderr):
+                os.close(end)
+        self.pid = self._process.pid
+        self.wait = self._process.wait
+        self.send_signal = self._process.send_signal
+        self.kill = self._process.kill
+
+    def poll(self) -> int | None:
+        return self._process.poll()
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+    @property
+    def log(self) -> str:
+        """All that it writes to standard error until its end."""
+        return self.stderr.read().decode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """End it by SIGTERM, unless it has ended; and if it has not a while later, by SIGKILL."""
+        try:
+            self._process.terminate()
+            self.wait(20)
+        finally:
+            self._process.kill()
+            self._close()
+
+    def _close(self) -> None:
+        for file in (self.stdin, self.stdout, self.stderr):
+            with suppress(BrokenPipeError):  # what was not flushed nobody reads
+                file.close()
 
 
 def run(
@@ -206,12 +262,13 @@ class _Interpreter:
         """Whether it is in our namespaces, as it need not be in a child of who started it."""
         return self._owner in (0, os.getpid())
 
-    def fork(self, order: _Order, stdout: int, stderr: int) -> _Forked:
+    def fork(self, order: _Order, descriptors: Sequence[int]) -> _Forked:
+        """``descriptors``: standard output, standard error, and maybe standard input."""
         if self._socket is None:
             self._socket = self._start()
         end, status = os.pipe()
         try:
-            socket.send_fds(self._socket, [pickle.dumps(order)], [stdout, stderr, status])
+            socket.send_fds(self._socket, [pickle.dumps(order)], [status, *descriptors])
         finally:
             os.close(status)
         answer = self._socket.recv(_LONGEST)
@@ -271,20 +328,20 @@ def _serve(orders: socket.socket) -> _Order | None:
                 os.close(fd)
                 os.close(status)
                 continue
-            message, descriptors, _, _ = socket.recv_fds(orders, _LONGEST, 3)
+            message, received, _, _ = socket.recv_fds(orders, _LONGEST, 4)
             if not message:
                 return None
-            stdout, stderr, status = descriptors
+            status, *descriptors = received
             pid = os.fork()
             if pid == 0:
-                os.dup2(stdout, 1)
-                os.dup2(stderr, 2)
+                for fd, place in zip(descriptors, (1, 2, 0), strict=False):
+                    os.dup2(fd, place)
                 orders.detach()
                 os.closerange(3, os.sysconf("SC_OPEN_MAX"))
                 order: _Order = pickle.loads(message)
                 return order
-            os.close(stdout)
-            os.close(stderr)
+            for fd in descriptors:
+                os.close(fd)
             pidfd = os.pidfd_open(pid)
             running[pidfd] = pid, status
             waiting.register(pidfd, select.POLLIN)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests import levels
 from tests.cli.running import Result, program, running
-from tests.daemons import foreground
+from tests.interpreter import Piped
 
 
 @dataclass
@@ -25,11 +23,9 @@ class Background:
         options = levels.mount_options()
         return program("mount", self.scope, self.mnt, "--log-file", self.log, *options, *words)
 
-    def foreground(
-        self, environment: Mapping[str, str]
-    ) -> AbstractContextManager[subprocess.Popen[str]]:
+    def foreground(self, environment: Mapping[str, str]) -> Piped:
         options = levels.mount_options()
-        return foreground("mount", "-f", self.scope, self.mnt, *options, environment=environment)
+        return Piped("mount", "-f", self.scope, self.mnt, *options, environment=environment)
 
     def umount(self, *words: str) -> Result:
         return program("umount", self.mnt, *words)

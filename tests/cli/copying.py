@@ -4,41 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.cli.running import Result
-from tests.interpreter import PROGRAM, ROOT
+from tests.interpreter import Piped
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
 def run(*words: str | Path, data: bytes = b"") -> Result:
     """Run a command as a program that reads ``data``."""
-    done = subprocess.run(
-        [*PROGRAM, *words], input=data, capture_output=True, cwd=ROOT, check=False, timeout=60
-    )
-    return Result(done.returncode, os.fsdecode(done.stdout), done.stderr.decode())
+    with Piped(*words) as process, ThreadPoolExecutor() as threads:
 
+        def feed() -> None:
+            with suppress(BrokenPipeError):  # it need not read all
+                process.stdin.write(data)
+                process.stdin.close()
 
-@contextmanager
-def started(*words: str | Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A command at work, whose input and output are pipes."""
-    process = subprocess.Popen(
-        [*PROGRAM, *words],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=ROOT,
-    )
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
+        fed, err = threads.submit(feed), threads.submit(process.stderr.read)
+        out = process.stdout.read()
+        fed.result()
+        return Result(process.wait(60), os.fsdecode(out), err.result().decode())
 
 
 @contextmanager

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.children import needs_root
-from tests.cli.copying import SIGNALS, busy, staged, started
+from tests.cli.copying import SIGNALS, busy, staged
 from tests.cli.running import names, volfs
 from tests.conftest import open_workspace, wait_for
 from tests.copies.trees import make_tree, seen
 from tests.filesystems import btrfs
+from tests.interpreter import Piped
 from tests.local.scopes import hidden_entries
 
 pytestmark = pytest.mark.any_level
@@ -69,12 +70,11 @@ class TestClone:
         self, web: Path, scope: Path, number: int, code: int
     ) -> None:
         (web / "large").write_bytes(bytes(256 << 20))
-        with started("clone", "web", "copy") as process:
+        with Piped("clone", "web", "copy") as process:
             wait_for(lambda: staged(scope, "large"), "the copying to begin")
             begun = time.monotonic()
             process.send_signal(number)
-            _, said = process.communicate(timeout=30)
+            assert process.wait(30) == code, process.stderr.read()
             assert time.monotonic() - begun < 5
-        assert process.returncode == code, said
         assert names() == ["web"]
         assert hidden_entries(scope) == []

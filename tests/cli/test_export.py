@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.children import needs_root
-from tests.cli.copying import busy, run, started
+from tests.cli.copying import busy, run
 from tests.cli.running import on_terminal, volfs
 from tests.conftest import open_workspace
 from tests.copies.trees import make_tree
 from tests.filesystems import btrfs
+from tests.interpreter import Piped
 from tests.local.scopes import hidden_entries
 
 pytestmark = pytest.mark.any_level
@@ -99,8 +100,7 @@ class TestExport:
             data = scope / "volumes/web/_data"
             for name in ("a", "b", "c"):
                 (data / name).write_bytes(b"old" + os.urandom(4 << 20))
-            with started("export", "web") as process:
-                assert process.stdout
+            with Piped("export", "web") as process:
                 start = process.stdout.read(512)
                 for name in ("a", "b", "c"):
                     (data / name).write_bytes(b"new")
@@ -114,8 +114,7 @@ class TestExport:
 
     def test_nobody_reads_it(self, web: Path, scope: Path) -> None:
         (web / "data").write_bytes(bytes(8 << 20))
-        with started("export", "web") as process:
-            assert process.stdout
+        with Piped("export", "web") as process:
             process.stdout.close()
             assert process.wait(30) == 1
         assert hidden_entries(scope) == []
@@ -124,7 +123,7 @@ class TestExport:
         os.mkfifo(tmp_path / "fifo")
         (web / "data").write_bytes(bytes(8 << 20))
         with (
-            started("export", "web", "-o", tmp_path / "fifo") as process,
+            Piped("export", "web", "-o", tmp_path / "fifo") as process,
             (tmp_path / "fifo").open("rb") as reader,
         ):
             assert reader.read(512)

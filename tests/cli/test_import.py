@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.copying import SIGNALS, run, staged, started
+from tests.cli.copying import SIGNALS, run, staged
 from tests.cli.running import names, on_terminal, volfs
 from tests.conftest import wait_for
 from tests.copies.trees import make_tree, seen
-from tests.interpreter import PROGRAM, ROOT
+from tests.interpreter import PROGRAM, ROOT, Piped
 from tests.local.scopes import age, hidden_entries
 
 pytestmark = pytest.mark.any_level
@@ -57,7 +57,7 @@ class TestImport:
         assert (data / "index.html").read_text() == "hello"
 
     def test_a_taken_name_is_refused_before_anything_is_read(self, web: Path) -> None:
-        with started("import", "web") as process:
+        with Piped("import", "web") as process:
             # Nothing is written to it, so whoever reads would wait.
             assert process.wait(30) == 5
         assert (web / "index.html").exists()
@@ -91,8 +91,7 @@ class TestImport:
         if compressed:
             done = subprocess.run(["gzip", "-1"], input=data, stdout=subprocess.PIPE, check=True)
             data = done.stdout
-        with started("import", "new") as process:
-            assert process.stdin
+        with Piped("import", "new") as process:
             process.stdin.write(data[: len(data) - 100_000])
             process.stdin.flush()
             wait_for(lambda: staged(scope, "data"), "the unpacking to begin")
@@ -105,8 +104,7 @@ class TestImport:
         self, archive: Path, scope: Path
     ) -> None:
         data = archive.read_bytes()
-        with started("import", "new") as process:
-            assert process.stdin
+        with Piped("import", "new") as process:
             process.stdin.write(data[:600_000])
             process.stdin.flush()
             wait_for(lambda: staged(scope, "data"), "the unpacking to begin")

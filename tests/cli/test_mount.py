@@ -243,16 +243,14 @@ class TestForeground:
             process.send_signal(number)
             assert manager.told() == ["STOPPING=1"]
             assert process.wait(20) == 0
-            assert process.stderr
-            assert re.fullmatch(SERVING, process.stderr.read())
+            assert re.fullmatch(SERVING, process.log)
         assert not is_mounted(place.mnt)
 
     def test_a_manager_that_is_gone(self, place: Background, workspace: Path) -> None:
         with place.foreground({"NOTIFY_SOCKET": str(workspace / "nobody")}) as process:
-            assert process.stderr
-            assert re.fullmatch(SERVING, process.stderr.readline())
+            assert re.fullmatch(SERVING, process.stderr.readline().decode())
             line = process.stderr.readline()
-            assert line.startswith("WARNING volfs.cli.daemon: the service manager cannot be told")
+            assert line.startswith(b"WARNING volfs.cli.daemon: the service manager cannot be told")
             (place.mnt / "vol").mkdir()
 
     def test_says_why_it_ends(self, place: Background) -> None:

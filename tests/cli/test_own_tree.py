@@ -19,8 +19,8 @@ from tests import levels
 from tests.cli.background import Background
 from tests.cli.running import PROGRAM, process, program, running, shell
 from tests.cli.test_plugin import ask
-from tests.cli.test_signals import foreground
 from tests.conftest import is_mounted
+from tests.daemons import ServiceManager, foreground
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="these mount as root")
 
@@ -45,7 +45,13 @@ def test_no_call_goes_to_its_own_tree(place: Background, workspace: Path) -> Non
     strace = ["strace", "-f", "-y", "-s", "200", "-o", str(trace), "-e", "trace=%file,%desc,execve"]
     words = ("mount", "-f", "--plugin", "--plugin-socket", path, place.scope, place.mnt)
     options = ("--keep-removed", "0", *levels.mount_options())
-    with foreground(*words, *options, command=[*strace, *PROGRAM]) as tracer:
+    with (
+        ServiceManager(f"@volfs-test-{os.getpid()}") as manager,
+        foreground(
+            *words, *options, environment=manager.environment, command=[*strace, *PROGRAM]
+        ) as tracer,
+    ):
+        assert manager.hears_ready(tracer)
         pid = next(pid for pid in running("mount", place.mnt) if pid != tracer.pid)
         try:
             use_the_tree(place.mnt)

@@ -11,7 +11,6 @@ import socket
 import stat
 import subprocess
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from tests import levels
 from tests.children import USER
 from tests.cli.running import SERVING, Result, program, running, volfs
 from tests.conftest import MountFactory, is_mounted, wait_for
-from tests.daemons import ServiceManager, foreground
-from tests.interpreter import PROGRAM, ROOT, User
+from tests.daemons import ServiceManager
+from tests.interpreter import PROGRAM, ROOT, Piped, User
 from volfs.linux import syscalls
 
 pytestmark = [
@@ -50,11 +49,9 @@ class Place:
         options: tuple[str | Path, ...] = ("--log-file", self.log, *levels.mount_options())
         return program("mount", *options, "--plugin", *words, self.scope, self.mnt)
 
-    def foreground(
-        self, environment: Mapping[str, str], *words: str
-    ) -> AbstractContextManager[subprocess.Popen[str]]:
+    def foreground(self, environment: Mapping[str, str], *words: str) -> Piped:
         own = ("plugin", "-f", "--scope", self.scope, "--socket", self.socket)
-        return foreground(*own, *words, environment=environment)
+        return Piped(*own, *words, environment=environment)
 
     def daemons(self) -> list[int]:
         return running("volfs", self.scope)
@@ -199,8 +196,7 @@ class TestForeground:
             process.send_signal(number)
             assert manager.told() == ["STOPPING=1"]
             assert process.wait(20) == 0
-            assert process.stderr
-            assert process.stderr.read() == ""
+            assert process.log == ""
         assert not place.socket.exists()
 
     def test_says_what_happens_when_asked(self, place: Place, workspace: Path) -> None:
@@ -209,8 +205,7 @@ class TestForeground:
             wait_for(place.socket.exists, "the socket")
             process.terminate()
             assert process.wait(20) == 0
-            assert process.stderr
-            log = process.stderr.read()
+            log = process.log
         assert f"INFO volfs.docker.server: serving the plugin at {place.socket}\n" in log
         assert "ending upon SIGTERM" in log
 

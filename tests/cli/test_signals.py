@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,10 @@ import pytest
 
 from tests import levels
 from tests.cli.background import Background
-from tests.cli.running import PROGRAM, ROOT, process, program, running, shell
+from tests.cli.running import process, program, running, shell
 from tests.conftest import is_mounted, wait_for
+from tests.daemons import ServiceManager
+from tests.interpreter import Piped
 from volfs.linux.signals import ENDING
 
 pytestmark = pytest.mark.skipif(os.getuid() != 0, reason="these mount as root")
@@ -30,24 +31,14 @@ out, and SIGPIPE and SIGXFSZ, which Python ignores."""
 
 
 @contextmanager
-def foreground(*words: str | Path, command: list[str] = PROGRAM) -> Iterator[subprocess.Popen[str]]:
+def foreground(*words: str | Path) -> Iterator[Piped]:
     """A daemon in the foreground, once it serves."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(address := f"\0volfs-test-{os.getpid()}")
-        manager.settimeout(60)
-        daemon = subprocess.Popen(
-            [*command, *map(str, words)],
-            env={**os.environ, "NOTIFY_SOCKET": f"@{address[1:]}"},
-            stderr=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-        )
-        with daemon:
-            try:
-                assert manager.recv(4096).startswith(b"READY=1")
-                yield daemon
-            finally:
-                daemon.kill()
+    with (
+        ServiceManager(f"@volfs-test-{os.getpid()}") as manager,
+        Piped(*words, environment=manager.environment) as daemon,
+    ):
+        assert manager.hears_ready(daemon)
+        yield daemon
 
 
 def mounted(place: Background) -> tuple[str | Path, ...]:
@@ -72,8 +63,7 @@ class TestEnding:
                 daemon.send_signal(number)
                 assert daemon.wait(20) == 0
             assert not is_mounted(place.mnt)
-            assert daemon.stderr
-            log = daemon.stderr.read()
+            log = daemon.log
         assert "INFO volfs.fs.mount.serving: unmounting upon " in log
 
     @pytest.mark.parametrize("number", [signal.SIGQUIT, signal.SIGUSR1, signal.SIGRTMAX])
@@ -99,8 +89,7 @@ class TestHangup:
             daemon.send_signal(signal.SIGHUP)
             daemon.send_signal(signal.SIGTERM)
             assert daemon.wait(20) == 0
-            assert daemon.stderr
-            assert "upon SIGTERM" in daemon.stderr.read()
+            assert "upon SIGTERM" in daemon.log
 
     def test_opens_the_log_of_a_mount_anew(self, place: Background) -> None:
         assert place.mount("-v").code == 0
