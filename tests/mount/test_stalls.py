@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import USER, Child
-from tests.conftest import Mounted, MountFactory, wait_for
+from tests.conftest import Mounted, MountFactory, mounting, open_workspace, wait_for
 from tests.filesystems import btrfs, ext4, frozen, thaw
 from volfs.linux import syscalls
 
@@ -90,18 +90,25 @@ def fragment(path: Path) -> None:
             syscalls.fallocate(file.fileno(), 0, number * 8192, 4096)
 
 
-@pytest.fixture
-def extents(workspace: Path, mount: MountFactory) -> Iterator[Mounted]:
+@pytest.fixture(scope="module")
+def slow() -> Iterator[Mounted]:
     """A tree on a filesystem that takes its time to free extents."""
-    with btrfs(workspace / "btrfs") as filesystem:
+    with (
+        open_workspace() as workspace,
+        btrfs(workspace / "btrfs") as filesystem,
+        mounting(workspace) as mount,
+    ):
         (filesystem / "scope").mkdir()
-        tree = mount(scope=filesystem / "scope", cache="never")
-        try:
-            (tree.mnt / "vol").mkdir()
-            fragment(tree.data("vol") / "f")
-            yield tree
-        finally:
-            tree.stop()
+        yield mount(scope=filesystem / "scope", cache="never")
+
+
+@pytest.fixture
+def extents(slow: Mounted) -> Iterator[Mounted]:
+    """The same with a file of many."""
+    (slow.mnt / "vol").mkdir()
+    fragment(slow.data("vol") / "f")
+    yield slow
+    (slow.mnt / "vol").rmdir()
 
 
 def truncate(path: Path) -> None:
