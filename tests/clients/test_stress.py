@@ -64,7 +64,11 @@ STRESSORS = {
         "file-ioctl": 500,
     },
 }
-NEED_TAP = {"ranges and flags"}
+NAMES_ONLY = ("attributes", "directories", "names", "locks", "watches")
+MARKS = {
+    **dict.fromkeys(NAMES_ONLY, pytest.mark.no_data),
+    "ranges and flags": pytest.mark.needs_tap,
+}
 
 
 def stress(volume: VolumeDir, stressors: dict[str, int], user: int | None = None) -> None:
@@ -99,11 +103,7 @@ def _stress(volume: VolumeDir, stressors: dict[str, int], user: int | None) -> d
 
 
 @pytest.mark.parametrize(
-    "group",
-    [
-        pytest.param(group, marks=[pytest.mark.needs_tap] if group in NEED_TAP else [])
-        for group in STRESSORS
-    ],
+    "group", [pytest.param(group, marks=MARKS.get(group, ())) for group in STRESSORS]
 )
 def test_stressors(volume: VolumeDir, group: str) -> None:
     require("stress-ng")

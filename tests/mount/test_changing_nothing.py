@@ -44,6 +44,7 @@ def lchown_nothing(path: Path) -> None:
 CALLS = {call.__name__: call for call in (chown_nothing, fchown_nothing, lchown_nothing)}
 
 
+@pytest.mark.no_data
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize(
     ("uid", "groups"),

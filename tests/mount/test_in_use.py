@@ -23,7 +23,7 @@ from volfs.linux import syscalls
 from volfs.local import LocalDriver
 from volfs.store import Scan, open_scope, tree_mounts
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.no_data]
 
 T = TypeVar("T")
 CLONE_NEWUSER = 0x10000000

@@ -13,7 +13,7 @@ from tests.children import USER, needs_root, run_as
 from tests.conftest import Mounted, MountFactory
 from tests.mount.comparing import outcome
 
-pytestmark = [needs_root, pytest.mark.allow_warnings]
+pytestmark = [needs_root, pytest.mark.allow_warnings, pytest.mark.no_data]
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tests.children import OTHER, USER, needs_root, run_as
 from tests.conftest import Mounted, MountFactory, volfs
 from volfs.linux import syscalls
 
-pytestmark = needs_root
+pytestmark = [needs_root, pytest.mark.no_data]
 
 CAP_FOWNER = 3
 
