@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from tests.children import USER, run_as
 from tests.cli.background import Background
 from tests.cli.running import PROGRAM, ROOT, elsewhere, process, program, running, shell
 from tests.conftest import Mounted, is_mounted, wait_for
+from tests.interpreter import User
 from tests.unprivileged import shared
 from volfs.errors import MountError
 from volfs.fs.mount.daemons import mark
@@ -102,22 +102,22 @@ def test_a_users_successor(place: Background) -> None:
     place.log.touch()
     for path in (place.scope, place.mnt, place.log):
         os.chown(path, USER, USER)
-    user = [sys.executable, "-m", "tests.unprivileged", str(USER), str(place.mnt.parent)]
+    them = User(USER, place.mnt.parent)
     words: tuple[str | Path, ...] = ("mount", place.scope, place.mnt, "--log-file", place.log)
     words += tuple(levels.mount_options())
     with shared(place.mnt.parent):
-        assert program(*words, command=user).code == 0
+        assert program(*words, user=them).code == 0
         old = place.daemon()
         script = f"mkdir '{place.mnt}/one'; cd '{place.mnt}/one'"
         as_user = ("--reuid", str(USER), "--regid", str(USER), "--clear-groups")
         with process("setpriv", *as_user, *shell(script)):
-            result = program("umount", "--lazy", place.mnt, command=user)
+            result = program("umount", "--lazy", place.mnt, user=them)
             assert (result.code, "working directory" in result.err) == (0, True), result
-            assert program(*words, command=user).code == 0
+            assert program(*words, user=them).code == 0
             os.kill(old, signal.SIGTERM)
             wait_for(lambda: is_gone(old), "the old daemon's end")
             assert is_mounted(place.mnt)
-        result = program("umount", place.mnt, command=user)
+        result = program("umount", place.mnt, user=them)
         assert (result.code, result.err) == (0, "")
         assert place.ended()
     assert "ERROR" not in place.log.read_text()

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +16,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Mounted, few_descriptors, mounting, open_workspace, volfs
+from tests.daemons import DEADLINE
 from tests.filesystems import ext4
+from tests.interpreter import Piped
 
 COUNT = 6
 """Directories, and as many files, that are there before; what comes after gets their numbers."""
@@ -213,14 +213,10 @@ def by_import(tree: Mounted) -> Path:
             else:
                 info.size = 3
                 tar.addfile(info, io.BytesIO(b"new"))
-    done = subprocess.run(
-        [sys.executable, "-m", "volfs", "import", "--scope", tree.scope, "new"],
-        input=archive.getvalue(),
-        cwd=Path(__file__).parent.parent.parent,
-        check=False,
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
+    with Piped("import", "--scope", tree.scope, "new") as process:
+        process.stdin.write(archive.getvalue())
+        process.stdin.close()
+        assert process.wait(DEADLINE) == 0, process.log
     return tree.mnt / "new"
 
 
