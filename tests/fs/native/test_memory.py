@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -45,6 +46,7 @@ def test_nothing_is_leaked(zoo: Path, opened: Opened) -> None:
             failing_quietly(call)
 
     def counts() -> tuple[int, ...]:
+        gc.collect()  # else what earlier tests left may go in between
         shared = (name, absent, entry, _records.Status, None, b"")
         return (sys.getallocatedblocks(), *map(sys.getrefcount, shared))
 
