@@ -108,9 +108,12 @@ def wait_for(condition: Callable[[], object], what: str, deadline: float = DEADL
 
 
 def open_descriptors() -> int:
-    """How many descriptors this process has; none is left that only waits to be collected."""
+    """How many descriptors this process has; none is left that only waits to be collected.
+
+    The interpreter, which is started when first needed, does not count.
+    """
     gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    return len(os.listdir("/proc/self/fd")) - interpreter.descriptors()
 
 
 def volfs(scope: Path, *arguments: str) -> str:

@@ -191,6 +191,11 @@ def run(
     return subprocess.CompletedProcess([*PROGRAM, *map(str, words)], code, out, err)
 
 
+def descriptors() -> int:
+    """How many descriptors of this process lead to the interpreter: one, once it is started."""
+    return _interpreter.is_running
+
+
 def close() -> None:
     """End the interpreter; what it has forked lives on."""
     _interpreter.close()
@@ -261,6 +266,10 @@ class _Interpreter:
     def is_ours(self) -> bool:
         """Whether it is in our namespaces, as it need not be in a child of who started it."""
         return self._owner in (0, os.getpid())
+
+    @property
+    def is_running(self) -> bool:
+        return self._socket is not None
 
     def fork(self, order: _Order, descriptors: Sequence[int]) -> _Forked:
         """``descriptors``: standard output, standard error, and maybe standard input."""
