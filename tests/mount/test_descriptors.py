@@ -12,8 +12,8 @@ import pytest
 from tests.children import OTHER, USER, Child
 from tests.conftest import Mounted, MountFactory, few_descriptors, wait_for
 
-DESCRIPTORS = 5_000
-FILES = 3_000
+DESCRIPTORS = 20_000
+FILES = 12_000
 
 
 def make_and_hold(top: Path, go: int) -> list[object]:
