@@ -23,6 +23,8 @@ from volfs.fs.native import birth_ns, fstat
 from volfs.linux import syscalls
 from volfs.linux.syscalls import name_to_handle_at, open_by_handle_at
 
+pytestmark = pytest.mark.no_data
+
 FILESYSTEMS: dict[str, Callable[[Path], AbstractContextManager[Path]]] = {
     "ext4": partial(ext4, size=16 << 20),
     "xfs": xfs,
