@@ -105,6 +105,20 @@ def test_a_file_is_opened_again_as_it_was(mount: MountFactory) -> None:
         assert os.pread(file, 200, 0) == b"con" + bytes(97) + b"appended" + bytes(92)
 
 
+@pytest.mark.needs_passthrough
+def test_a_file_without_a_name_is_opened_again(volume: Path) -> None:
+    with ExitStack() as stack:
+        opened = []
+        for _ in range(200):  # more than the daemon keeps descriptors for
+            opened.append(os.open(volume, os.O_TMPFILE | os.O_RDWR, 0o600))
+            stack.callback(os.close, opened[-1])
+        for fd in opened:
+            os.write(fd, b"content")
+            os.fsync(fd)
+            os.posix_fallocate(fd, 0, 20)
+            assert os.pread(fd, 30, 0) == b"content" + bytes(13)
+
+
 @pytest.mark.allow_warnings
 def test_one_user_takes_most_descriptors_and_no_other_notices(mount: MountFactory) -> None:
     limit = 512

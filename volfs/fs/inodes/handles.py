@@ -14,6 +14,9 @@ from volfs.linux.syscalls import os_error
 
 Data = bytes | bytearray | memoryview
 
+_ONCE = os.O_TRUNC | os.O_TMPFILE
+"""Flags that say how a file was made, not how it is open."""
+
 _SYNCHRONOUS = os.O_SYNC | os.O_DSYNC
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -49,7 +52,7 @@ class FileHandle(Handle):
         self, fd: int, inode: Inode, flags: int, pid: int, *, keeps_cache: bool = False
     ) -> None:
         super().__init__(fd, inode, pid, keeps_cache=keeps_cache)
-        self.flags = flags & ~os.O_TRUNC
+        self.flags = flags & ~_ONCE
         self.sync_error = 0
         self.synchronous = bool(flags & _SYNCHRONOUS)
         self.appending = bool(flags & os.O_APPEND)
