@@ -26,7 +26,7 @@ from volfs.fs.files import attributes as attributes_of_files
 from volfs.fs.files import names, opening
 from volfs.fs.inodes import reaching
 from volfs.fs.plain import entries
-from volfs.fs.requests import WAITING
+from volfs.fs.requests import WAITING, Later
 from volfs.linux import calls, syscalls
 
 DEADLINE = 20.0
@@ -38,8 +38,8 @@ BLOCKING = [
     for name in (
         "open", "stat", "lstat", "fstat", "statvfs", "readlink", "mkdir", "mknod", "symlink",
         "unlink", "rmdir", "rename", "link", "chmod", "chown", "truncate", "ftruncate", "pread",
-        "preadv", "pwrite", "fsync", "fdatasync", "scandir", "dup", "getxattr", "setxattr",
-        "listxattr", "removexattr",
+        "preadv", "pwrite", "pwritev", "fsync", "fdatasync", "scandir", "dup", "getxattr",
+        "setxattr", "listxattr", "removexattr",
     )
 ] + [
     *((syscalls, name) for name in ("renameat2", "utimensat", "open_by_handle_at")),
@@ -138,6 +138,22 @@ async def read_and_write(fs: Filesystem, top: InodeT) -> None:
     await fs.operations.release(handle)
 
 
+async def append(fs: Filesystem, top: InodeT) -> None:
+    node = (await fs.lookup(top, b"f")).st_ino
+    appending = await fs.open(node, os.O_WRONLY | os.O_APPEND)
+    # One of which the kernel says by the write that it is to append.
+    writing = await fs.open(node, os.O_RDWR)
+    await fs.operations.write(appending, 0, b"data")
+    for told in (True, False):
+        written = fs.requests.files.write(writing, 0, b"more", told)
+        assert isinstance(written, Later)
+        assert await written() == 4
+    await fs.operations.flush(writing)
+    await fs.operations.fsync(writing, False)
+    for handle in (appending, writing):
+        await fs.operations.release(handle)
+
+
 async def list_directory(fs: Filesystem, top: InodeT) -> None:
     handle = await fs.opendir(top)
     assert b"f" in (await fs.readdir(handle)).names
@@ -198,6 +214,7 @@ WORK: list[Work] = [
     setattr_by_node,
     setattr_by_handle,
     read_and_write,
+    append,
     list_directory,
     attributes,
     rename_and_link,

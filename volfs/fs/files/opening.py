@@ -16,25 +16,26 @@ from volfs.fs.files.cache import CachePolicy
 from volfs.fs.files.names import Found
 from volfs.fs.files.passthrough import Passthrough
 from volfs.fs.inodes import (
-    Data,
+    Device,
     DirectoryHandle,
     FileHandle,
     HandleTable,
     Inode,
     InodeTable,
+    appends_itself,
     is_long_freed,
 )
 from volfs.fs.native import fstat
-from volfs.linux.identity import UNRESERVED, Identity, Requester
+from volfs.linux.identity import Identity, Requester
 from volfs.linux.syscalls import os_error
 
 _LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
-_NOT_PASSED = os.O_DIRECT | os.O_NOFOLLOW | os.O_APPEND
+_NOT_PASSED = os.O_DIRECT | os.O_NOFOLLOW
 """Flags of a caller's open(2) that are not for the backing file. O_DIRECT is between the caller
 and the kernel: reads and writes reach the daemon either way, in buffers without the alignment it
-asks for. O_NOFOLLOW was obeyed by the kernel, and would fail on the link in /proc. With O_APPEND,
-pwrite(2) ignores the offset: see FileHandle.write."""
+asks for. O_NOFOLLOW was obeyed by the kernel, and would fail on the link in /proc. Nor is
+O_APPEND, but on network filesystems: see Writing."""
 
 _NOT_FOR_UNNAMED = _NOT_PASSED | os.O_CREAT | os.O_TRUNC
 
@@ -139,27 +140,6 @@ class Opening:
         # Local filesystems report no errors at close.
         return Opened(handle, inode.backing, direct, inode.wants_flush)
 
-    def write(
-        self,
-        handle: FileHandle,
-        data: Data,
-        offset: int,
-        append: bool | None,
-        *,
-        clears: bool = True,
-    ) -> int:
-        """FileHandle.write, without what the filesystem reserves for root.
-
-        ``clears``: it takes set-user-ID and set-group-ID bits away, as it has to unless the
-        writer has CAP_FSETID.
-        """
-        self.descriptor(handle)
-        if self._root and handle.inode.device.reserves:
-            with self._identity.acting(UNRESERVED, UNRESERVED, 0), clearing(clears, handle.fd):
-                return _write(handle, data, offset, append)
-        with clearing(clears, handle.fd):
-            return _write(handle, data, offset, append)
-
     def descriptor(self, handle: FileHandle) -> int:
         """The descriptor of an open file, opened now if it was not needed so far.
 
@@ -197,7 +177,7 @@ class Opening:
         return self._open_backing(inode, flags, clears=clears)
 
     def _open_backing(self, inode: Inode, flags: int, *, clears: bool = True) -> int:
-        backing = flags & ~(_NOT_PASSED | os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
+        backing = _passed(flags, inode.device) & ~(os.O_CREAT | os.O_EXCL) | os.O_CLOEXEC
         backing |= self._unnoticed
         reached = self._inodes.reach(inode)
         name = str(reached)
@@ -208,7 +188,7 @@ class Opening:
             with clearing(clears or not flags & os.O_TRUNC, reached):
                 fd = os.open(name, backing, dir_fd=self._descriptors)
         except PermissionError:
-            if not flags & os.O_APPEND:
+            if not flags & os.O_APPEND or backing & os.O_APPEND:
                 raise
             # An append-only file (chattr +a) is opened for appending, or not for writing at all.
             fd = os.open(name, backing | os.O_APPEND, dir_fd=self._descriptors)
@@ -233,8 +213,8 @@ class Opening:
     def make(self, parent: Inode, name: bytes, mode: int, flags: int, ctx: Requester) -> int:
         """Make a file and open it; ``made`` does the rest."""
         directory = self._inodes.reach(parent)
-        backing = flags & ~_NOT_PASSED | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-        backing |= self._unnoticed
+        backing = _passed(flags, parent.device) | os.O_CREAT | os.O_EXCL
+        backing |= os.O_NOFOLLOW | os.O_CLOEXEC | self._unnoticed
         try:
             with self._identity.acting(ctx.uid, ctx.gid, ctx.umask), setgid_as_asked(mode):
                 return os.open(name, backing, stat.S_IMODE(mode), dir_fd=directory)
@@ -249,7 +229,7 @@ class Opening:
         """Make a file without a name, likewise."""
         directory = self._inodes.reach(parent)
         with self._identity.acting(ctx.uid, ctx.gid, ctx.umask), setgid_as_asked(mode):
-            return make_unnamed(directory, flags | self._unnoticed, mode)
+            return make_unnamed(directory, _passed(flags, parent.device) | self._unnoticed, mode)
 
     def made(
         self, fd: int, parent: Inode, name: bytes, flags: int, who: Requester
@@ -274,7 +254,10 @@ class Opening:
         """Close a file that was taken off the handle table."""
         inode = handle.inode
         fd, handle.fd = handle.fd, -1
+        second, handle.second = handle.second, -1
         try:
+            if second >= 0:
+                os.close(second)
             if inode.backing and not inode.opens:
                 self._passthrough.release(inode, last=fd < 0 and inode.fd < 0)
         finally:
@@ -306,23 +289,10 @@ class Opening:
         self._inodes.descriptors.release(handle.inode, handle.fd)
 
 
-def _write(handle: FileHandle, data: Data, offset: int, append: bool | None) -> int:
-    """FileHandle.write; with O_DIRECT it writes all or fails.
-
-    A short direct write the kernel takes for a failure and says EIO (fuse_get_res_by_io in
-    fs/fuse/file.c). What is left of it tells the reason, such as ENOSPC or EDQUOT; so it is with
-    a direct write on ext4 and XFS, of which a part can have been written too.
-    """
-    written = handle.write(data, offset, append)
-    if handle.direct:
-        rest = memoryview(data)[written:]
-        while rest:
-            count = handle.write(rest, offset + written, append)
-            if not count:
-                break
-            written += count
-            rest = rest[count:]
-    return written
+def _passed(flags: int, device: Device) -> int:
+    """Of the flags of a caller's open(2), those for the backing file."""
+    passed = flags & ~_NOT_PASSED
+    return passed if appends_itself(flags, device) else passed & ~os.O_APPEND
 
 
 def make_unnamed(directory: int, flags: int, mode: int) -> int:

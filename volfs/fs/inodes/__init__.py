@@ -7,7 +7,14 @@ filesystem can do (``device``). Calls native and linux. Start at ``inode``.
 
 from volfs.fs.inodes.closing import Closing, is_long_freed
 from volfs.fs.inodes.device import Device
-from volfs.fs.inodes.handles import Data, DirectoryHandle, FileHandle, HandleTable, RootHandle
+from volfs.fs.inodes.handles import (
+    Data,
+    DirectoryHandle,
+    FileHandle,
+    HandleTable,
+    RootHandle,
+    appends_itself,
+)
 from volfs.fs.inodes.inode import ROOT_ID, Handle, Inode
 from volfs.fs.inodes.listings import Listings
 from volfs.fs.inodes.reaching import Descriptors
@@ -27,5 +34,6 @@ __all__ = [
     "InodeTable",
     "Listings",
     "RootHandle",
+    "appends_itself",
     "is_long_freed",
 ]

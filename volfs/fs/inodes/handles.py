@@ -9,6 +9,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
+from volfs.fs.inodes.device import Device
 from volfs.fs.inodes.inode import Handle, Inode
 from volfs.linux.syscalls import os_error
 
@@ -27,11 +28,16 @@ _SPARE = 64
 """Descriptors at most of open files that could do without: opening one again costs 5 µs, and a
 file just made or opened for writing has one already."""
 
+_SECONDS = 64
+"""Second descriptors at most: few programs append and write elsewhere through one open file."""
+
 
 class FileHandle(Handle):
     """An open file: ``fd`` is open on the backing file with the opener's access mode.
 
     ``fd`` is -1 while nothing needs it: the kernel reads and writes the backing file itself.
+    ``fd_appends``: it is itself open with O_APPEND. ``second``: a further descriptor that is so if
+    ``fd`` is not, and is not if ``fd`` is; -1 until it is needed: see Writing.
     ``flags``: those to open it again with. ``sync_error``: the errno of a failed fsync that this
     opener has yet to be told of, else 0. ``direct``: it was opened with O_DIRECT.
     ``synchronous``: writes wait for the disk. ``appending``: it was opened with O_APPEND.
@@ -41,7 +47,9 @@ class FileHandle(Handle):
     __slots__ = (
         "appending",
         "direct",
+        "fd_appends",
         "flags",
+        "second",
         "sync_error",
         "synchronous",
         "writes",
@@ -52,37 +60,42 @@ class FileHandle(Handle):
         self, fd: int, inode: Inode, flags: int, pid: int, *, keeps_cache: bool = False
     ) -> None:
         super().__init__(fd, inode, pid, keeps_cache=keeps_cache)
+        self.second = -1
         self.flags = flags & ~_ONCE
         self.sync_error = 0
         self.synchronous = bool(flags & _SYNCHRONOUS)
         self.appending = bool(flags & os.O_APPEND)
+        self.fd_appends = appends_itself(flags, inode.device)
         self.direct = bool(flags & os.O_DIRECT)
         self.writes = bool(flags & os.O_ACCMODE)
         self.writes_maps = flags & os.O_ACCMODE == os.O_RDWR
 
-    def write(self, data: Data, offset: int, append: bool | None = None) -> int:
-        """Write, as pwrite(2) does, and return how many bytes were written.
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """Those that there are at the moment."""
+        return tuple(fd for fd in (self.fd, self.second) if fd >= 0)
+
+    def is_append(self, data: Data, offset: int, told: bool | None) -> bool:
+        """Whether ``data``, written at ``offset``, belongs to the end of the file.
 
         The kernel gives an append the offset that it takes for the end. Where somebody has
         appended behind the mount meanwhile, that is not the end, and the write still goes there.
         But pages of a mapping are written back through any descriptor of the file: those go
-        where they belong. ``append`` says which it is; where that is not known (None), whole
+        where they belong. ``told`` says which it is; where that is not known (None), whole
         pages or the last of the file are taken for pages of a mapping.
         """
-        if append:
-            return os.pwritev(self.fd, (data,), offset, os.RWF_APPEND)
-        if append is False or not self.appending:
-            return os.pwrite(self.fd, data, offset)
+        if told is not None:
+            return told
+        if not self.appending:
+            return False
         size = os.fstat(self.fd).st_size
         end = offset + memoryview(data).nbytes
         pages = offset % _PAGE == 0 and (end % _PAGE == 0 or end == size)
-        if offset > size or (pages and offset < size):
-            return os.pwrite(self.fd, data, offset)
-        return os.pwritev(self.fd, (data,), offset, os.RWF_APPEND)
+        return not (offset > size or (pages and offset < size))
 
     def close(self) -> None:
-        if self.fd >= 0:
-            os.close(self.fd)
+        for fd in self.descriptors:
+            os.close(fd)
 
 
 class DirectoryHandle(Handle):
@@ -169,6 +182,7 @@ class HandleTable:
         self._files: dict[int, FileHandle] = {}
         self._directories: dict[int, DirectoryHandle | RootHandle] = {}
         self._spared: OrderedDict[FileHandle, None] = OrderedDict()
+        self._doubled: set[FileHandle] = set()
 
     def add_file(self, handle: FileHandle) -> int:
         """Keep an open file and return its number."""
@@ -210,6 +224,18 @@ class HandleTable:
         self.descriptors -= 1
         os.close(fd)  # not the last: the kernel has another
 
+    def keep_second(self, handle: FileHandle, fd: int) -> bool:
+        """Take over ``fd``, a second descriptor of an open file.
+
+        False, and it is not, if the file has one already or there are too many of the kind.
+        """
+        if handle.second >= 0 or len(self._doubled) >= _SECONDS:
+            return False
+        handle.second = fd
+        self._doubled.add(handle)
+        self.descriptors += 1
+        return True
+
     def file(self, number: int) -> FileHandle:
         """The open file with this number. Raises OSError(EBADF)."""
         try:
@@ -225,11 +251,12 @@ class HandleTable:
             raise os_error(errno.EBADF) from None
 
     def remove_file(self, number: int) -> FileHandle | None:
-        """Drop an open file from the table and return it; its descriptor is still open."""
+        """Drop an open file from the table and return it; its descriptors are still open."""
         handle = self._files.pop(number, None)
         if handle is not None:
-            self.descriptors -= handle.fd >= 0
+            self.descriptors -= (handle.fd >= 0) + (handle.second >= 0)
             self._spared.pop(handle, None)
+            self._doubled.discard(handle)
             self._give(handle)
             _unpin(handle)
         return handle
@@ -286,6 +313,15 @@ class HandleTable:
         self._files.clear()
         self._directories.clear()
         self._spared.clear()
+        self._doubled.clear()
+
+
+def appends_itself(flags: int, device: Device) -> bool:
+    """Whether the descriptor for an open with these flags is itself open with O_APPEND.
+
+    On a local filesystem it need not be, and so does for any write: see Writing.
+    """
+    return device.slow and bool(flags & os.O_APPEND)
 
 
 def _type(entry: os.DirEntry[str]) -> int:

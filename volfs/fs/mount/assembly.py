@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from volfs.fs.agreement import Connection
-from volfs.fs.files import Attributes, Names, Opening, Passthrough
+from volfs.fs.files import Attributes, Names, Opening, Passthrough, Writing
 from volfs.fs.inodes import Descriptors, HandleTable, InodeTable, Listings
 from volfs.fs.locks import LockTable
 from volfs.fs.mount.options import MountOptions
@@ -84,6 +84,7 @@ def assemble(
         connection,
         noatime=options.noatime,
     )
+    writing = Writing(inodes, handles, opening, identity)
     attributes = Attributes(inodes, listings)
     root = Root(
         store,
@@ -97,7 +98,9 @@ def assemble(
     threads = WorkerThreads(identity, connection, descriptors.closing)
     locks = LockTable(opening.open_again, opening.descriptor, threads.run)
     room = Room(descriptors, handles)
-    files = FileRequests(inodes, handles, opening, locks, identity, threads, connection, room)
+    files = FileRequests(
+        inodes, handles, opening, writing, locks, identity, threads, connection, room
+    )
     requests = Requests(
         names=NameRequests(inodes, root, names, threads, on_volume_removed),
         attributes=AttributeRequests(

@@ -15,11 +15,11 @@ import errno
 import mmap
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from volfs.fs.agreement import Connection
-from volfs.fs.files import Found, Opened, Opening, flags, ranges
+from volfs.fs.files import Found, Opened, Opening, Writing, flags, ranges
 from volfs.fs.files.attributes import clearing_for
 from volfs.fs.inodes import (
     ROOT_ID,
@@ -57,6 +57,7 @@ class FileRequests:
         inodes: InodeTable,
         handles: HandleTable,
         opening: Opening,
+        writing: Writing,
         locks: LockTable,
         identity: Identity,
         threads: WorkerThreads,
@@ -66,6 +67,7 @@ class FileRequests:
         self._inodes = inodes
         self._handles = handles
         self._opening = opening
+        self._writing = writing
         self._locks = locks
         self._identity = identity
         self._threads = threads
@@ -155,7 +157,7 @@ class FileRequests:
         def call() -> None:
             try:
                 # Closing a duplicate makes a network filesystem report what it could not write.
-                os.close(os.dup(self._opening.descriptor(handle)))
+                _for_each(handle.descriptors, lambda fd: os.close(os.dup(fd)))
             finally:  # who gets a lock next is to see what was written under it
                 self._locks.flushed(inode, owner)
 
@@ -215,7 +217,7 @@ class FileRequests:
         *,
         clears: bool = True,
     ) -> int | Later[int]:
-        """Write; ``append`` as FileHandle.write has it, ``clears`` as for ``open``."""
+        """Write; ``append`` as Writing.write has it, ``clears`` as for ``open``."""
         handle = self._handles.file(fh)
         inode = handle.inode
         start = time.monotonic_ns()
@@ -224,7 +226,7 @@ class FileRequests:
             data = bytes(data)  # the buffer is the caller's again on return
 
         def call() -> int:
-            return self._opening.write(handle, data, offset, append, clears=clears)
+            return self._writing.write(handle, data, offset, append, clears=clears)
 
         if elsewhere:
             return self._threads.elsewhere(call, inode)
@@ -238,6 +240,11 @@ class FileRequests:
 
     def fsync(self, fh: int, datasync: bool) -> Later[None]:
         handle = self._handles.file(fh)
+        if handle.second >= 0:
+            sync = os.fdatasync if datasync else os.fsync
+            return self._threads.elsewhere(
+                lambda: _for_each(handle.descriptors, sync), handle.inode
+            )
         if not handle.inode.backing:
             return self._threads.syncing(handle.fd, datasync, handle.inode)
         fd = self._opening.for_syncing(handle)
@@ -307,12 +314,12 @@ class FileRequests:
         target = self._handles.file(target_fh)
 
         def call(stopping: Callable[[], bool]) -> int:
-            target_fd = self._opening.descriptor(target)
-            source_fd = self._opening.descriptor(source)
-            with self._identity.acting(*ids_of(who), 0), clearing_for(who, target_fd):
-                return ranges.copy(
-                    source_fd, offset, target_fd, target_offset, length, flags, stopping
-                )
+            with self._writing.lent(target, appends=False) as target_fd:
+                source_fd = self._opening.descriptor(source)
+                with self._identity.acting(*ids_of(who), 0), clearing_for(who, target_fd):
+                    return ranges.copy(
+                        source_fd, offset, target_fd, target_offset, length, flags, stopping
+                    )
 
         if not target.synchronous and length <= ranges.QUICK_COPY:
             return self._threads.changing(lambda: call(bool), target.inode, source.inode)
@@ -360,3 +367,15 @@ class FileRequests:
         if flags.changes(command):
             return self._threads.changing(call, inode)
         return self._threads.where_needed(call, inode)
+
+
+def _for_each(descriptors: Iterable[int], call: Callable[[int], object]) -> None:
+    """Call for all descriptors, and then raise the first error that there was."""
+    failed: OSError | None = None
+    for fd in descriptors:
+        try:
+            call(fd)
+        except OSError as error:
+            failed = failed or error
+    if failed is not None:
+        raise failed
