@@ -380,21 +380,27 @@ def test_an_open_file_deleted_behind_the_mount_lives_on(never: Pair) -> None:
         assert file.read() == b"content more"
 
 
+@pytest.mark.parametrize("size", [12, mmap.PAGESIZE])
 @pytest.mark.parametrize("policy", ["never", "auto", "always"])
-def test_appends_behind_and_through_lose_nothing(mounts: dict[str, Mounted], policy: str) -> None:
-    """A log that is kept open on both sides: each record goes to the end as it is then."""
+def test_appends_behind_and_through_lose_nothing(
+    mounts: dict[str, Mounted], policy: str, size: int
+) -> None:
+    """A log that is kept open on both sides: each record goes to the end as it is then.
+
+    Also one of whole pages, which looks like what is written back of a mapping.
+    """
     pair = make_pair(mounts[policy])
-    flags = os.O_CREAT | os.O_WRONLY | os.O_APPEND
-    through = os.open(pair.mounted / "log", flags, 0o644)
-    behind = os.open(pair.data / "log", flags)
-    for number in range(100):
-        os.write(through, b"through %03d\n" % number)
-        os.write(behind, b"behind %03d\n" % number)
-    os.close(through)
-    os.close(behind)
+    with (
+        (pair.mounted / "log").open("ab", buffering=0) as through,
+        (pair.data / "log").open("ab", buffering=0) as behind,
+    ):
+        for number in range(100):
+            for file, side in ((through, b"through"), (behind, b"behind")):
+                record = b"%s %03d\n" % (side, number)
+                assert file.write(record.rjust(size)) == size
     lines = (pair.data / "log").read_bytes().splitlines()
     expected = [b"%s %03d" % (side, n) for n in range(100) for side in (b"through", b"behind")]
-    assert lines == expected
+    assert [line.strip() for line in lines] == expected
 
 
 def test_a_mapped_file_changed_behind_the_mount(never: Pair) -> None:

@@ -99,7 +99,7 @@ def append(path: Path, letter: bytes, rounds: int = 300) -> None:
     "behind",
     [
         pytest.param(False, id="in the tree"),
-        # Without the tap a write at the begin of a page may be taken for one of a mapping.
+        # Without the tap a record that crosses a page comes in two, and another in between.
         pytest.param(True, id="one behind it", marks=pytest.mark.needs_tap),
     ],
 )

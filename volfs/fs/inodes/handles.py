@@ -80,14 +80,14 @@ class FileHandle(Handle):
 
         The kernel gives an append the offset that it takes for the end. Where somebody has
         appended behind the mount meanwhile, that is not the end, and the write still goes there.
-        But pages of a mapping are written back through any descriptor of the file: those go
-        where they belong. ``told`` says which it is; where that is not known (None), whole
-        pages or the last of the file are taken for pages of a mapping.
+        But pages of a mapping are written back through a descriptor by which the file was mapped:
+        those go where they belong. ``told`` says which it is; where that is not known (None),
+        whole pages or the last of the file are taken for pages of a mapping, if there may be one.
         """
         if told is not None:
             return told
-        if not self.appending:
-            return False
+        if not (self.appending and self.writes_maps):
+            return self.appending
         size = os.fstat(self.fd).st_size
         end = offset + memoryview(data).nbytes
         pages = offset % _PAGE == 0 and (end % _PAGE == 0 or end == size)
