@@ -231,7 +231,8 @@ class FileRequests:
         if elsewhere:
             return self._threads.elsewhere(call, inode)
         if not self._threads.can_change(inode):
-            return self._threads.changing(call, inode)
+            # Once: a part of an append can have been written.
+            return self._threads.changing(call, inode, twice=False)
         written = self._threads.stall.run(call, inode.device)
         end = time.monotonic_ns()
         if end - start > _STALL_NS:

@@ -96,11 +96,12 @@ class WorkerThreads:
             on=_waited_for(inodes, on),
         )
 
-    def changing(self, call: Callable[[], T], *inodes: Inode) -> T | Later[T]:
+    def changing(self, call: Callable[[], T], *inodes: Inode, twice: bool = True) -> T | Later[T]:
         """``call``, which changes something on the filesystem of the inodes, at once if somebody
         can serve meanwhile in case that is frozen; else in a worker thread.
 
-        It may be called twice: where there is no room, what was deleted is let go of first.
+        ``twice``: where there is no room, it is called again when what was deleted has been let go
+        of.
         """
         for inode in inodes:
             if not self.can_change(inode):
@@ -109,11 +110,10 @@ class WorkerThreads:
             try:
                 return self.stall.run(call, inodes[0].device)
             except OSError as error:
-                if error.errno not in _NO_ROOM or not len(self._closing):
+                if not twice or error.errno not in _NO_ROOM or not len(self._closing):
                     raise
-        return self._unless_stalled(
-            self.elsewhere(lambda: self._with_room(call), *inodes), inodes[0]
-        )
+        with_room = (lambda: self._with_room(call)) if twice else call
+        return self._unless_stalled(self.elsewhere(with_room, *inodes), inodes[0])
 
     def _with_room(self, call: Callable[[], T]) -> T:
         try:
