@@ -19,6 +19,10 @@ T = TypeVar("T")
 USER = 1000
 OTHER = 1001
 NOBODY = 65534
+MEMBERS = 2000
+"""A group that the user is in beside its own."""
+STRANGERS = 3000
+"""A group that the user is not in."""
 
 CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x4000 | 0x40000

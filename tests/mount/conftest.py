@@ -50,6 +50,19 @@ def nothing_is_kept(shared: Mounted) -> Iterator[None]:
     wait_until_idle(shared)
 
 
+@pytest.fixture(scope="module", params=["nosuid", "suid"])
+def trees(request: pytest.FixtureRequest) -> Iterator[Mounted]:
+    """A mount that remembers for long, without and with setuid bits that count."""
+    with open_workspace() as workspace, mounting(workspace) as mount:
+        yield mount(cache="always", suid=request.param == "suid")
+
+
+@pytest.fixture
+def remembering(trees: Mounted) -> Pair:
+    """A volume in such a mount: what is seen at once is not only what timed out."""
+    return make_pair(trees)
+
+
 @pytest.fixture(scope="module")
 def nested(shared: Mounted) -> Iterator[Mounted]:
     """A tree whose scope lies in another, and so is taken for a network filesystem."""

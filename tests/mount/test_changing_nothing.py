@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.children import OTHER, USER, run_as
+from tests.children import MEMBERS, OTHER, USER, run_as
 from tests.conftest import Mounted, mounting, open_workspace
+from tests.mount.capabilities import CAPABILITY
 from tests.mount.comparing import Pair, outcome, owned
-from tests.mount.test_ownership import CAPABILITY, MEMBERS
 
 MODES = (0o4755, 0o2755, 0o6755, 0o2745, 0o4644, 0o6777, 0o755)
 

@@ -101,7 +101,7 @@ targets = st.one_of(
 
 
 def executable_if_setgid(mode: int) -> int:
-    """Setgid without execution by the group is a known difference: see test_ownership."""
+    """Setgid without execution by the group is a known difference: see test_privileges."""
     return mode | stat.S_IXGRP if mode & stat.S_ISGID else mode
 
 

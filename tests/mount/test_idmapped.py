@@ -20,8 +20,8 @@ from tests.acls import ACCESS, acl
 from tests.children import run_as
 from tests.conftest import MountFactory
 from tests.idmapping import idmapped
+from tests.mount.changing import CHANGES, change
 from tests.mount.comparing import Pair, outcome, owned
-from tests.mount.test_privileges import CHANGES, change
 from tests.mount.test_reading_and_writing import content
 from volfs.linux import syscalls
 

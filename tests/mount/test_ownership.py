@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
 import socket
 import stat
@@ -16,7 +15,7 @@ from typing import ParamSpec
 import pytest
 
 from tests.acls import ACCESS, DEFAULT, acl
-from tests.children import OTHER, USER, Child, run_as
+from tests.children import MEMBERS, OTHER, STRANGERS, USER, Child, run_as
 from tests.conftest import Mounted, MountFactory
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
@@ -24,15 +23,6 @@ from tests.mount.conftest import make_pair
 pytestmark = pytest.mark.no_data
 
 P = ParamSpec("P")
-
-MEMBERS = 2000
-"""A group that the user is in beside its own."""
-STRANGERS = 3000
-"""A group that the user is not in."""
-
-CAPABILITY = struct.pack("<IIIII", 0x0200_0001, 1 << 10, 0, 0, 0)
-"""security.capability for cap_net_bind_service=ep (linux/capability.h, revision 2)."""
-
 
 # -- creation
 
@@ -230,155 +220,6 @@ def test_many_users_at_once_get_their_own_files(pair: Pair) -> None:
             expected = {(oct(0o100640), uid, uid + 100), (oct(0o040750), uid, uid + 100)}
             assert set(child.result()) == expected
     assert {owned(path)[1] for path in pair.data.iterdir()} == set(users)
-
-
-# -- setuid, setgid and capabilities
-
-
-def append_to(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"more")
-
-
-def truncate_open(path: Path) -> None:
-    with path.open("r+b") as file:
-        file.truncate(1)
-
-
-def overwrite_direct(path: Path) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_SYNC)
-    os.pwrite(fd, b"x", 0)
-    os.close(fd)
-
-
-CHANGERS: dict[str, Callable[[Path], object]] = {
-    "write": append_to,
-    "write synchronously": overwrite_direct,
-    "truncate": lambda path: os.truncate(path, 1),
-    "truncate an open file": truncate_open,
-    "O_TRUNC": lambda path: path.open("wb").close(),
-    "chown to its group": lambda path: os.chown(path, -1, MEMBERS),
-    "chown to itself": lambda path: os.chown(path, USER, USER),
-    "open for writing": lambda path: path.open("r+b").close(),
-    "touch": os.utime,
-    "chmod": lambda path: path.chmod(0o6751),
-    "chmod setgid": lambda path: path.chmod(0o2775),
-}
-SPECIAL_MODES = (0o4777, 0o2777, 0o6777, 0o4666, 0o1777)
-
-
-def change_all(top: Path) -> list[str]:
-    told = []
-    for (name, change), mode in itertools.product(CHANGERS.items(), SPECIAL_MODES):
-        path = top / f"{name} {mode:o}"
-        done = outcome(change, path)
-        told.append(f"{path.name}: {done} {owned(path)}")
-    return told
-
-
-@pytest.mark.parametrize(
-    ("owner", "group", "uid", "groups"),
-    [
-        (USER, USER, USER, []),
-        (USER, USER, USER, [MEMBERS]),
-        (USER, MEMBERS, USER, [MEMBERS]),
-        (USER, STRANGERS, USER, []),
-        (OTHER, OTHER, USER, []),
-        (OTHER, MEMBERS, USER, [MEMBERS]),
-    ],
-    ids=["owner", "owner in groups", "group's owner", "owner in no group", "other", "member"],
-)
-def test_privileged_bits_are_cleared_as_on_the_disk(
-    pair: Pair, owner: int, group: int, uid: int, groups: list[int]
-) -> None:
-    def operation(top: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
-        top.chmod(0o777)
-        for name, mode in itertools.product(CHANGERS, SPECIAL_MODES):
-            path = top / f"{name} {mode:o}"
-            path.write_bytes(b"content")
-            os.chown(path, owner, group)
-            path.chmod(mode)
-        told = run_as(partial(change_all, top), uid, groups=groups)
-        data = pair.data if top == pair.mounted else top
-        return told, [owned(path) for path in sorted(data.iterdir())]
-
-    pair.same(operation)
-
-
-@pytest.mark.needs_tap
-def test_root_keeps_privileged_bits(pair: Pair) -> None:
-    """Whoever has CAP_FSETID does, whosever the file is."""
-
-    def operation(top: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
-        for name, mode in itertools.product(CHANGERS, (*SPECIAL_MODES, 0o2767, 0o6644)):
-            path = top / f"{name} {mode:o}"
-            path.write_bytes(b"content")
-            os.chown(path, USER, MEMBERS)
-            path.chmod(mode)
-        told = change_all(top)
-        data = pair.data if top == pair.mounted else top
-        return told, [owned(path) for path in sorted(data.iterdir())]
-
-    pair.same(operation)
-
-
-def test_at_the_plain_level_root_clears_privileged_bits_by_writing(mount: MountFactory) -> None:
-    """A known difference: a request does not say there whether its sender may leave them."""
-    tree = mount(no_tap=True)
-    (tree.mnt / "v").mkdir()
-    path = tree.mnt / "v/f"
-    path.write_bytes(b"content")
-    for change, left in ((append_to, 0o755), (lambda path: path.chmod(0o6751), 0o6751)):
-        path.chmod(0o6755)
-        change(path)
-        assert stat.S_IMODE(os.stat(tree.data("v") / "f").st_mode) == left
-        path.open("rb").close()
-
-
-def test_setgid_without_group_execute_is_cleared_for_members_too(pair: Pair) -> None:
-    """A known difference, on the safe side: natively a member of the group keeps the bit.
-
-    It has no meaning since mandatory locking left the kernel; the daemon is no member.
-    """
-
-    def operation(top: Path) -> list[str]:
-        told = []
-        for name, change in CHANGERS.items():
-            path = top / name
-            path.write_bytes(b"content")
-            os.chown(path, USER, USER)
-            path.chmod(0o2767)
-            run_as(partial(change, path), groups=[MEMBERS])
-            told.append(f"{name} {owned(path)}")
-        return told
-
-    found, expected = operation(pair.mounted), operation(pair.native)
-    for mounted, native in zip(found, expected, strict=True):
-        assert mounted in (native, native.replace("0o102767", "0o100767"))
-
-
-@pytest.mark.parametrize("uid", [0, USER], ids=["root", "user"])
-def test_file_capabilities_are_removed_by_changes(pair: Pair, uid: int) -> None:
-    def keeps(path: Path) -> str | bytes:
-        return outcome(os.getxattr, path, "security.capability")
-
-    def operation(top: Path) -> list[str]:
-        told = []
-        for name, change in CHANGERS.items():
-            path = top / name
-            path.write_bytes(b"content")
-            path.chmod(0o777)
-            os.chown(path, uid, uid)
-            os.setxattr(path, "security.capability", CAPABILITY)
-            assert keeps(path) == CAPABILITY
-            run_as(partial(change, path), uid, groups=[MEMBERS])
-            told.append(f"{name}: {keeps(path)!r}")
-        return told
-
-    pair.same(operation)
-    for path in pair.data.iterdir():
-        native = pair.native / path.name
-        assert keeps(path) == keeps(native), path.name
 
 
 # -- permission

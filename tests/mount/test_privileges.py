@@ -7,114 +7,124 @@ this is where too much could be lent.
 from __future__ import annotations
 
 import itertools
-import mmap
 import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
 import pytest
 
-from tests.children import OTHER, USER, run_as
-from tests.conftest import Mounted, mounting, open_workspace
+from tests.children import MEMBERS, OTHER, STRANGERS, USER, run_as
+from tests.conftest import Mounted, MountFactory
+from tests.mount.capabilities import CAPABILITY, capability
+from tests.mount.changing import CHANGES, CHANGES_BY_NAME, append_to, change
 from tests.mount.comparing import Pair, outcome, owned
 from tests.mount.conftest import make_pair
-from tests.mount.test_ownership import CAPABILITY, MEMBERS
 from tests.mount.test_reading_and_writing import content
 from volfs.linux import syscalls
 
-SUID = ("nosuid", "suid")
+# -- by name
+
+SPECIAL_MODES = (0o4777, 0o2777, 0o6777, 0o4666, 0o1777)
 
 
-@pytest.fixture(scope="module", params=SUID)
-def trees(request: pytest.FixtureRequest) -> Iterator[Mounted]:
-    """A mount that remembers for long, without and with setuid bits that count."""
-    with open_workspace() as workspace, mounting(workspace) as mount:
-        yield mount(cache="always", suid=request.param == "suid")
+def change_all(top: Path) -> list[str]:
+    told = []
+    for (name, how), mode in itertools.product(CHANGES_BY_NAME.items(), SPECIAL_MODES):
+        path = top / f"{name} {mode:o}"
+        done = outcome(how, path)
+        told.append(f"{path.name}: {done} {owned(path)}")
+    return told
 
 
-@pytest.fixture
-def remembering(trees: Mounted) -> Pair:
-    """A volume in such a mount: what is seen at once is not only what timed out."""
-    return make_pair(trees)
+@pytest.mark.no_data
+@pytest.mark.parametrize(
+    ("owner", "group", "uid", "groups"),
+    [
+        (USER, USER, USER, []),
+        (USER, USER, USER, [MEMBERS]),
+        (USER, MEMBERS, USER, [MEMBERS]),
+        (USER, STRANGERS, USER, []),
+        (OTHER, OTHER, USER, []),
+        (OTHER, MEMBERS, USER, [MEMBERS]),
+    ],
+    ids=["owner", "owner in groups", "group's owner", "owner in no group", "other", "member"],
+)
+def test_privileged_bits_are_cleared_as_on_the_disk(
+    pair: Pair, owner: int, group: int, uid: int, groups: list[int]
+) -> None:
+    def operation(top: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
+        top.chmod(0o777)
+        for name, mode in itertools.product(CHANGES_BY_NAME, SPECIAL_MODES):
+            path = top / f"{name} {mode:o}"
+            path.write_bytes(b"content")
+            os.chown(path, owner, group)
+            path.chmod(mode)
+        told = run_as(partial(change_all, top), uid, groups=groups)
+        data = pair.data if top == pair.mounted else top
+        return told, [owned(path) for path in sorted(data.iterdir())]
+
+    pair.same(operation)
 
 
-# -- changes
+@pytest.mark.no_data
+@pytest.mark.needs_tap
+def test_root_keeps_privileged_bits(pair: Pair) -> None:
+    """Whoever has CAP_FSETID does, whosever the file is."""
+
+    def operation(top: Path) -> tuple[list[str], list[tuple[str, int, int]]]:
+        for name, mode in itertools.product(CHANGES_BY_NAME, (*SPECIAL_MODES, 0o2767, 0o6644)):
+            path = top / f"{name} {mode:o}"
+            path.write_bytes(b"content")
+            os.chown(path, USER, MEMBERS)
+            path.chmod(mode)
+        told = change_all(top)
+        data = pair.data if top == pair.mounted else top
+        return told, [owned(path) for path in sorted(data.iterdir())]
+
+    pair.same(operation)
 
 
-def write(fd: int, source: int) -> None:
-    assert os.pwrite(fd, os.pread(source, 1 << 20, 0), 0)
+@pytest.mark.no_data
+def test_at_the_plain_level_root_clears_privileged_bits_by_writing(mount: MountFactory) -> None:
+    """A known difference: a request does not say there whether its sender may leave them."""
+    tree = mount(no_tap=True)
+    (tree.mnt / "v").mkdir()
+    path = tree.mnt / "v/f"
+    path.write_bytes(b"content")
+    for how, left in ((append_to, 0o755), (lambda path: path.chmod(0o6751), 0o6751)):
+        path.chmod(0o6755)
+        how(path)
+        assert stat.S_IMODE(os.stat(tree.data("v") / "f").st_mode) == left
+        path.open("rb").close()
 
 
-def write_direct(fd: int, source: int) -> None:
-    block = mmap.mmap(-1, 4096)
-    block[:] = os.pread(source, 4096, 0).ljust(4096, b"\0")
-    direct = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_DIRECT)
-    os.pwritev(direct, [block], 0)
-    os.close(direct)
-    os.pwrite(fd, os.pread(source, 1 << 20, 4096), 4096)
+@pytest.mark.no_data
+def test_setgid_without_group_execute_is_cleared_for_members_too(pair: Pair) -> None:
+    """A known difference, on the safe side: natively a member of the group keeps the bit.
+
+    It has no meaning since mandatory locking left the kernel; the daemon is no member.
+    """
+
+    def operation(top: Path) -> list[str]:
+        told = []
+        for name, how in CHANGES_BY_NAME.items():
+            path = top / name
+            path.write_bytes(b"content")
+            os.chown(path, USER, USER)
+            path.chmod(0o2767)
+            run_as(partial(how, path), groups=[MEMBERS])
+            told.append(f"{name} {owned(path)}")
+        return told
+
+    found, expected = operation(pair.mounted), operation(pair.native)
+    for mounted, native in zip(found, expected, strict=True):
+        assert mounted in (native, native.replace("0o102767", "0o100767"))
 
 
-def append(fd: int, source: int) -> None:
-    appender = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_APPEND)
-    os.write(appender, b"more")
-    os.close(appender)
-
-
-def send(fd: int, source: int) -> None:
-    os.sendfile(fd, source, 0, 1 << 20)
-
-
-def splice(fd: int, source: int) -> None:
-    out, into = os.pipe()
-    while moved := os.splice(source, into, 1 << 16):
-        os.splice(out, fd, moved)
-    os.close(out)
-    os.close(into)
-
-
-def copy_range(fd: int, source: int) -> None:
-    while os.copy_file_range(source, fd, 1 << 20):
-        pass
-
-
-def truncate_to_nothing(fd: int, source: int) -> None:
-    os.close(os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_TRUNC))
-    write(fd, source)
-
-
-def shrink(fd: int, source: int) -> None:
-    os.ftruncate(fd, 10)
-
-
-def shrink_by_name(fd: int, source: int) -> None:
-    os.truncate(f"/proc/self/fd/{fd}", 10)
-
-
-CHANGES: dict[str, Callable[[int, int], None]] = {
-    function.__name__: function
-    for function in (
-        write,
-        write_direct,
-        append,
-        send,
-        splice,
-        copy_range,
-        truncate_to_nothing,
-        shrink,
-        shrink_by_name,
-    )
-}
-
-
-def change(path: Path, source: Path, how: Callable[[int, int], None]) -> None:
-    with path.open("r+b", buffering=0) as file, source.open("rb", buffering=0) as reader:
-        how(file.fileno(), reader.fileno())
-
+# -- through descriptors
 
 MODES = (0o4777, 0o2777, 0o6777, 0o6776, 0o4666)
 
@@ -256,40 +266,6 @@ def test_setuid_and_capabilities_go_with_fallocate(remembering: Pair, mode: int)
         return told
 
     remembering.same(operation)
-
-
-def capability(path: Path) -> object:
-    return outcome(os.getxattr, path, "security.capability")
-
-
-@pytest.mark.parametrize("uid", [0, USER], ids=["root", "user"])
-@pytest.mark.parametrize("how", CHANGES)
-def test_file_capabilities_go_at_once_with_any_change(
-    remembering: Pair, how: str, uid: int
-) -> None:
-    def operation(top: Path) -> list[object]:
-        source, path = top / "source", top / "program"
-        source.write_bytes(content(9000))
-        told: list[object] = []
-        for opened_before in (False, True):
-            path.write_bytes(content(5000, 2))
-            path.chmod(0o777)
-            with ExitStack() as stack:
-                if opened_before:
-                    file = stack.enter_context(path.open("r+b", buffering=0))
-                    reader = stack.enter_context(source.open("rb", buffering=0))
-                    work = partial(CHANGES[how], file.fileno(), reader.fileno())
-                else:
-                    work = partial(change, path, source, CHANGES[how])
-                os.setxattr(path, "security.capability", CAPABILITY)
-                assert capability(path) == CAPABILITY
-                run_as(work, uid)
-                told.append(capability(path))
-            behind = remembering.data / "program" if top != remembering.native else path
-            told.append(capability(behind))
-        return told
-
-    assert remembering.same(operation) == ["ENODATA"] * 4
 
 
 # -- the attack

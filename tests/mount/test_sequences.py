@@ -205,7 +205,7 @@ def test_special_bits_of_new_files_in_a_setgid_directory(do: Sequence, gid: int,
         do.done(user, "chmod", b"d/n%d" % user, mode)
 
 
-# Setgid without execution by the group is a known difference: see test_ownership.
+# Setgid without execution by the group is a known difference: see test_privileges.
 @pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o6755, 0o4600])
 @pytest.mark.parametrize("gid", [USER, GROUP])
 def test_special_bits_are_cleared(do: Sequence, mode: int, gid: int) -> None:
