@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from volfs.linux.durable import DIRECTORY, opened, scanned
+from volfs.linux.durable import DIRECTORY, PLACE, opened, scanned
 from volfs.linux.syscalls import filesystem_type
 from volfs.linux.walking import open_beneath
 
@@ -225,8 +225,7 @@ class _Deletion:
         return fd
 
     def _make_accessible(self, name: str, dir_fd: int) -> None:
-        flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-        with opened(name, dir_fd=dir_fd, flags=flags) as fd:
+        with opened(name, dir_fd=dir_fd, flags=PLACE) as fd:
             # fchmod(2) refuses an O_PATH descriptor, and any other needs the permission.
             os.chmod(f"/proc/self/fd/{fd}", 0o700)
 

@@ -11,6 +11,11 @@ from contextlib import contextmanager
 from volfs.linux.identity import UNRESERVED, made_as
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+REACH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+"""For a file of any kind that is to be named, asked and found by: whoever may search the directory
+can open it so, whatever its own permissions, and no fifo, device or lease makes the open wait."""
+PLACE = REACH | os.O_DIRECTORY
+"""The same for what has to be a directory."""
 NO_ENTRY = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ELOOP))
 """What an open answers for a name that is not there, or is not what it should be."""
 

@@ -12,9 +12,9 @@ import errno
 import os
 import stat
 
+from volfs.linux.durable import REACH
 from volfs.linux.syscalls import os_error
 
-_PLACE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LINKS_MAX = 40  # as the kernel has it
 _OTHERS_WRITE = 0o022  # the group's bits show what an ACL grants, too
 
@@ -32,14 +32,14 @@ def open_following(dir_fd: int, name: str, flags: int) -> int:
 
     Raises SuspectLinkError, and OSError as open(2) does (ELOOP, ENOENT, ENOTDIR).
     """
-    here = os.open(".", _PLACE, dir_fd=dir_fd)
+    here = os.open(".", REACH, dir_fd=dir_fd)
     try:
         left, links = [name], 0
         while left:
             part = left.pop()
             if part in ("", "."):
                 continue
-            found = os.open(part, _PLACE, dir_fd=here)
+            found = os.open(part, REACH, dir_fd=here)
             status = os.fstat(found)
             if not stat.S_ISLNK(status.st_mode):
                 os.close(here)
@@ -56,7 +56,7 @@ def open_following(dir_fd: int, name: str, flags: int) -> int:
                 os.close(found)
             if target.startswith("/"):
                 os.close(here)
-                here = os.open("/", _PLACE)
+                here = os.open("/", REACH)
             left.extend(reversed(target.split("/")))
         return os.open(".", flags | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=here)
     finally:

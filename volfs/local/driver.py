@@ -30,6 +30,7 @@ from volfs.linux.deletion import never
 from volfs.linux.durable import (
     DIRECTORY,
     NO_RESERVE,
+    PLACE,
     make_directory,
     opened,
     sync_directory,
@@ -48,7 +49,6 @@ from volfs.volume import CopyReport, Fill, NewVolume, Owner, RemovedVolume, Volu
 
 _log = logging.getLogger(__name__)
 _NO_ROOM = frozenset((errno.EROFS, errno.ENOSPC, errno.EDQUOT))
-_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _COPIES = 3
 """How often a copy is tried: a housekeeper may take it, unfinished, for a crash's leftover."""
 
@@ -104,7 +104,7 @@ class LocalDriver:
         return LocalVolume(name, path, record or self.read_record, self._place)
 
     def _place(self, name: str) -> int:
-        return self.open_data(name, _PLACE)
+        return self.open_data(name, PLACE)
 
     def read_record(self, name: str) -> Record | None:
         """Return what the sidecar of the volume ``name`` says, None when there is no volume."""
@@ -288,7 +288,7 @@ class LocalDriver:
             write_new(sidecar.FILE, sidecar.encode(record), dir_fd=stage.fd, owner=payer)
             make_directory(DATA, 0o700, dir_fd=stage.fd, owner=payer)
             with opened(DATA, dir_fd=stage.fd) as data:
-                made = os.open(".", _PLACE, dir_fd=data)
+                made = os.open(".", PLACE, dir_fd=data)
                 on_failure.callback(os.close, made)
                 fill(data, stage)
                 sync_directory(data)

@@ -28,7 +28,7 @@ from volfs.errors import (
     VolumeNotFoundError,
 )
 from volfs.linux import links
-from volfs.linux.durable import NO_ENTRY, opened, scanned, sync_directory
+from volfs.linux.durable import NO_ENTRY, PLACE, opened, scanned, sync_directory
 from volfs.linux.syscalls import RENAME_EXCHANGE, renameat2
 from volfs.local.scope import ScopeDirectory
 from volfs.local.trash import ATTEMPTS, DATA, Trash
@@ -36,7 +36,6 @@ from volfs.volume import can_name
 
 _log = logging.getLogger(__name__)
 _NOTHING_THERE = frozenset((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG))
-_PLACE = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _TOLD = 1000
 """How many untrusted links are remembered as told of."""
 
@@ -118,7 +117,7 @@ class Names:
     def _require_trusted(self, name: str) -> None:
         try:
             with self.opened(name) as directory:
-                os.close(self._follow(name, directory, _PLACE))
+                os.close(self._follow(name, directory, PLACE))
         except OSError:
             pass  # what it leads to is not there now
 

@@ -35,7 +35,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from volfs.linux.durable import DIRECTORY, opened, scanned
+from volfs.linux.durable import DIRECTORY, REACH, opened, scanned
 from volfs.linux.identity import Identity
 from volfs.linux.mountinfo import Mount, MountTable
 from volfs.store.table import Origin
@@ -147,7 +147,7 @@ def _listed(scope: str, directory: int) -> list[Tree]:
 def _connect(name: str, directory: int) -> socket.socket | None:
     """Connect to a tree's daemon, None when it has ended. Raises FileNotFoundError, OSError."""
     # By descriptor: whoever owns the scope could put a link to some other service there.
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+    fd = os.open(name, REACH, dir_fd=directory)
     try:
         if not stat.S_ISSOCK(os.fstat(fd).st_mode):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)

@@ -15,14 +15,12 @@ from volfs.fs.files.attributes import setgid_as_asked
 from volfs.fs.inodes import Inode, InodeTable, Listings
 from volfs.fs.native import Status, fstat, fstatat, open_path
 from volfs.linux import calls, syscalls
+from volfs.linux.durable import DIRECTORY, REACH
 from volfs.linux.identity import Identity, Requester
 from volfs.linux.syscalls import os_error
 
 Found = tuple[Inode, Status]
 """A file that was looked up, and how it is."""
-
-_LIST = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_LOOKUP = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Names:
@@ -44,7 +42,7 @@ class Names:
 
     def find(self, parent: Inode, node_id: int) -> Found | None:
         """The file in ``parent`` with this node id, counted as looked up; None if there is none."""
-        directory = os.open(b".", _LIST, dir_fd=self._inodes.reach(parent))
+        directory = os.open(b".", DIRECTORY, dir_fd=self._inodes.reach(parent))
         try:
             with os.scandir(directory) as entries:
                 for entry in entries:
@@ -159,4 +157,4 @@ class Names:
         source = self._inodes.reach(inode)
         directory = self._inodes.reach(new_parent)
         calls.link(source, directory, new_name)
-        return self.found(new_parent, new_name, os.open(new_name, _LOOKUP, dir_fd=directory))
+        return self.found(new_parent, new_name, os.open(new_name, REACH, dir_fd=directory))

@@ -26,6 +26,7 @@ from volfs.fs.inodes import (
     is_long_freed,
 )
 from volfs.fs.native import fstat
+from volfs.linux.durable import PLACE
 from volfs.linux.identity import Identity, Requester
 from volfs.linux.syscalls import os_error
 
@@ -80,7 +81,7 @@ class Opening:
         # Others may do so with their own files only.
         self._unnoticed = os.O_NOATIME if noatime and self._root else 0
         # The names in here stand for the daemon's own descriptors, O_PATH ones among them.
-        self._descriptors = os.open("/proc/self/fd", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._descriptors = os.open("/proc/self/fd", PLACE)
 
     def close(self) -> None:
         os.close(self._descriptors)

@@ -25,6 +25,7 @@ from volfs.fs.inodes.device import Anchor, Device, open_anchor
 from volfs.fs.inodes.inode import DEEPEST, ROOT_ID, Inode
 from volfs.fs.native import Status, birth_ns, fstat
 from volfs.linux import calls, syscalls
+from volfs.linux.durable import REACH
 from volfs.linux.syscalls import os_error
 
 _TICK_NS = 20_000_000
@@ -35,8 +36,6 @@ _ANCHORS = 16
 
 _LEAST = 16
 """One request uses a few descriptors at once; they must not evict each other."""
-
-REACH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Descriptors:

@@ -15,8 +15,9 @@ from volfs.fs.agreement import Connection
 from volfs.fs.inodes.device import Device
 from volfs.fs.inodes.forgotten import Forgotten
 from volfs.fs.inodes.inode import ROOT_ID, Inode
-from volfs.fs.inodes.reaching import REACH, Descriptors, is_same, is_young, needs_descriptor
+from volfs.fs.inodes.reaching import Descriptors, is_same, is_young, needs_descriptor
 from volfs.fs.native import Status, birth_ns
+from volfs.linux.durable import REACH
 from volfs.linux.numbers import open_by_number
 from volfs.linux.syscalls import os_error
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from volfs.fs.mount import daemons
 from volfs.linux import syscalls
 from volfs.linux.devices import fdinfo
+from volfs.linux.durable import PLACE
 from volfs.linux.mountinfo import Mount, MountTable
 from volfs.store import FSTYPE
 
@@ -100,7 +101,7 @@ class Mounted:
             return None
         fd = -1
         try:
-            fd = os.open(self.target, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            fd = os.open(self.target, PLACE)
             found = MountTable.of_process().get(int(fdinfo(fd)["mnt_id"]))
             if self._is_this(found) and self._is_connected():
                 return fd

@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-_REACH = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+from volfs.linux.durable import REACH
 
 
 class Status(Protocol):
@@ -90,7 +90,7 @@ class FromOs:
     def open_path(directory: int, name: bytes) -> tuple[int, Status] | None:
         """An O_PATH descriptor of ``name`` in ``directory``, and its Status; None if absent."""
         try:
-            fd = os.open(name, _REACH, dir_fd=directory)
+            fd = os.open(name, REACH, dir_fd=directory)
         except FileNotFoundError:
             return None
         try:
