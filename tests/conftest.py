@@ -34,6 +34,16 @@ from volfs.linux import syscalls
 MS_REMOUNT = 32
 PR_CAPBSET_DROP = 24
 
+IDLE = {
+    "inodes": 1,
+    "lookups": 0,
+    "descriptors": 0,
+    "open_files": 0,
+    "open_directories": 0,
+    "backing_ids": 0,
+}
+"""What a daemon counts of a tree that nobody uses."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -114,6 +124,14 @@ def open_descriptors() -> int:
     """
     gc.collect()
     return len(os.listdir("/proc/self/fd")) - interpreter.descriptors()
+
+
+@pytest.fixture
+def nothing_stays_open() -> Iterator[None]:
+    """As many descriptors are open after the test as before."""
+    before = open_descriptors()
+    yield
+    assert open_descriptors() == before
 
 
 def volfs(scope: Path, *arguments: str) -> str:
@@ -202,19 +220,11 @@ class Mounted:
             assert not bad, "unexpected in the daemon's log:\n" + log
 
     def _leaks(self) -> object:
-        idle = {
-            "inodes": 1,
-            "lookups": 0,
-            "descriptors": 0,
-            "open_files": 0,
-            "open_directories": 0,
-            "backing_ids": 0,
-        }
         end = time.monotonic() + DEADLINE
         while True:
             self.drop_caches()
             counters = {"backing_ids": 0, **self.statistics()}
-            left = {name: counters[name] for name, count in idle.items() if counters[name] != count}
+            left = {name: counters[name] for name, count in IDLE.items() if counters[name] != count}
             # Beside its tables a daemon keeps one for each further filesystem it has met.
             surplus = len(os.listdir(f"/proc/{self.pid}/fd")) - self.descriptors_when_ready
             if surplus > 4:

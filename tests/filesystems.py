@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -111,22 +111,20 @@ def ext4(
     image.unlink()
 
 
-@contextmanager
-def xfs(target: Path) -> Iterator[Path]:
+def xfs(target: Path) -> AbstractContextManager[Path]:
     """An XFS of the least size that there is, in a sparse file beside ``target``."""
-    image = target.with_name(target.name + ".image")
-    make = [program("mkfs.xfs", "xfsprogs"), "-q", "-f"]
-    with _looped(target, image, 300 << 20, make, ""):
-        yield target
-    image.unlink()
+    return _made_by(program("mkfs.xfs", "xfsprogs"), target)
+
+
+def btrfs(target: Path) -> AbstractContextManager[Path]:
+    """A btrfs in a sparse file beside ``target``."""
+    return _made_by(program("mkfs.btrfs", "btrfs-progs"), target)
 
 
 @contextmanager
-def btrfs(target: Path) -> Iterator[Path]:
-    """A btrfs in a sparse file beside ``target``."""
+def _made_by(mkfs: str, target: Path) -> Iterator[Path]:
     image = target.with_name(target.name + ".image")
-    make = [program("mkfs.btrfs", "btrfs-progs"), "-q", "-f"]
-    with _looped(target, image, 300 << 20, make, ""):
+    with _looped(target, image, 300 << 20, [mkfs, "-q", "-f"], ""):
         yield target
     image.unlink()
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from tests import levels
 from tests.cli.running import Result, program, running
+from tests.conftest import is_mounted, wait_for
 from tests.interpreter import Piped
+from volfs.linux import syscalls
 
 
 @dataclass
@@ -40,3 +46,20 @@ class Background:
 
     def ended(self) -> bool:
         return not self.daemons()
+
+
+P = TypeVar("P", bound=Background)
+
+
+@contextmanager
+def ending(place: P) -> Iterator[P]:
+    """With a mount point made; what is mounted or runs there in the end is ended."""
+    place.mnt.mkdir()
+    try:
+        yield place
+    finally:
+        while is_mounted(place.mnt):
+            syscalls.umount2(os.fsencode(place.mnt), syscalls.MNT_DETACH)
+        for pid in place.daemons():
+            os.kill(pid, signal.SIGTERM)
+        wait_for(place.ended, "the daemon's end")

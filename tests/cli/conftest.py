@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.cli.background import Background
+from tests.cli.background import Background, ending
 from tests.cli.running import volfs
-from tests.conftest import is_mounted, wait_for
-from volfs.linux import syscalls
 
 
 @pytest.fixture
@@ -35,11 +31,5 @@ def web(scope: Path) -> Path:
 @pytest.fixture
 def place(workspace: Path) -> Iterator[Background]:
     """An empty scope and mount point. What is mounted there in the end is unmounted."""
-    place = Background(workspace / "scope", workspace / "mnt", workspace / "log")
-    place.mnt.mkdir()
-    yield place
-    while is_mounted(place.mnt):
-        syscalls.umount2(os.fsencode(place.mnt), syscalls.MNT_DETACH)
-    for pid in place.daemons():
-        os.kill(pid, signal.SIGTERM)
-    wait_for(place.ended, "the daemon's end")
+    with ending(Background(workspace / "scope", workspace / "mnt", workspace / "log")) as place:
+        yield place

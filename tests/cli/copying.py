@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 from tests.cli.running import Result
 from tests.interpreter import Piped
+from tests.threads import again_and_again
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
@@ -31,25 +30,10 @@ def run(*words: str | Path, data: bytes = b"") -> Result:
         return Result(process.wait(60), os.fsdecode(out), err.result().decode())
 
 
-@contextmanager
-def busy(file: Path) -> Iterator[None]:
+def busy(file: Path) -> AbstractContextManager[None]:
     """Somebody who changes a file all the time."""
-    ended = threading.Event()
-
-    def write() -> None:
-        number = 0
-        while not ended.wait(0.001):
-            number += 1
-            file.write_text(f"{number}")
-
     file.write_text("0")
-    thread = threading.Thread(target=write)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
+    return again_and_again(lambda number: file.write_text(f"{number + 1}"), pause=0.001)
 
 
 def staged(scope: Path, pattern: str) -> list[Path]:

@@ -2,37 +2,17 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tests.words.volumes import PlainVolume
 from volfs.cli.filters import FILTERS, parse_filters
 from volfs.volume import Volume
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
-
-
-@dataclass(frozen=True)
-class Known:
-    """A volume of which only what filters ask about is of interest."""
-
-    name: str = "web"
-    labels: Mapping[str, str] = field(default_factory=dict)
-    driver_name: str = "local"
-    created_at: datetime | None = NOW
-    path: str = "/nowhere"
-    options: Mapping[str, str] = field(default_factory=dict)
-
-    def mount(self) -> str:
-        return self.path
-
-    def open(self) -> int:
-        return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def unmount(self) -> None: ...
+WEB = PlainVolume("web", created_at=NOW)
 
 
 def matches(volume: Volume, *words: str, in_use: bool = False) -> bool:
@@ -40,7 +20,7 @@ def matches(volume: Volume, *words: str, in_use: bool = False) -> bool:
 
 
 def test_nothing_asked_for_is_all() -> None:
-    assert matches(Known())
+    assert matches(WEB)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +43,7 @@ def test_nothing_asked_for_is_all() -> None:
     ],
 )
 def test_name(name: str, words: list[str], meant: bool) -> None:
-    assert matches(Known(name), *words) is meant
+    assert matches(replace(WEB, name=name), *words) is meant
 
 
 @pytest.mark.parametrize(
@@ -91,37 +71,37 @@ def test_name(name: str, words: list[str], meant: bool) -> None:
     ],
 )
 def test_label(labels: dict[str, str], words: list[str], meant: bool) -> None:
-    assert matches(Known(labels=labels), *words) is meant
+    assert matches(replace(WEB, labels=labels), *words) is meant
 
 
 def test_driver() -> None:
-    assert matches(Known(), "driver=local")
-    assert matches(Known(), "driver=other", "driver=local")
-    assert not matches(Known(), "driver=loc")
+    assert matches(WEB, "driver=local")
+    assert matches(WEB, "driver=other", "driver=local")
+    assert not matches(WEB, "driver=loc")
 
 
 @pytest.mark.parametrize("word", ["true", "1", "True"])
 def test_dangling(word: str) -> None:
-    assert matches(Known(), f"dangling={word}")
-    assert not matches(Known(), f"dangling={word}", in_use=True)
+    assert matches(WEB, f"dangling={word}")
+    assert not matches(WEB, f"dangling={word}", in_use=True)
 
 
 @pytest.mark.parametrize("word", ["false", "0"])
 def test_not_dangling(word: str) -> None:
-    assert not matches(Known(), f"dangling={word}")
-    assert matches(Known(), f"dangling={word}", in_use=True)
+    assert not matches(WEB, f"dangling={word}")
+    assert matches(WEB, f"dangling={word}", in_use=True)
 
 
 def test_who_uses_it_is_asked_only_where_it_matters() -> None:
     def never(volume: Volume) -> bool:
         raise AssertionError
 
-    assert parse_filters(["name=web"]).matches(Known(), never)
-    assert not parse_filters(["name=db", "dangling=true"]).matches(Known(), never)
+    assert parse_filters(["name=web"]).matches(WEB, never)
+    assert not parse_filters(["name=db", "dangling=true"]).matches(WEB, never)
 
 
 def test_different_filters_have_all_to_match() -> None:
-    volume = Known(labels={"team": "blue"})
+    volume = replace(WEB, labels={"team": "blue"})
     assert matches(volume, "name=web", "label=team", "driver=local", "dangling=1")
     assert not matches(volume, "name=db", "label=team")
 
@@ -142,12 +122,12 @@ def test_different_filters_have_all_to_match() -> None:
     ],
 )
 def test_until(text: str, age: timedelta, meant: bool) -> None:
-    assert matches(Known(created_at=NOW - age), f"until={text}") is meant
+    assert matches(replace(WEB, created_at=NOW - age), f"until={text}") is meant
 
 
 def test_of_unknown_age() -> None:
-    assert not matches(Known(created_at=None), "until=0s")
-    assert matches(Known(created_at=None))
+    assert not matches(replace(WEB, created_at=None), "until=0s")
+    assert matches(replace(WEB, created_at=None))
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 
 from tests import levels
 from tests.children import USER
+from tests.cli.background import Background, ending
 from tests.cli.running import SERVING, Result, program, running, volfs
 from tests.conftest import MountFactory, is_mounted, wait_for
 from tests.daemons import ServiceManager
@@ -32,13 +33,10 @@ pytestmark = [
 
 
 @dataclass
-class Place:
+class Place(Background):
     """Places for a plugin whose daemon is in the background."""
 
-    scope: Path
-    mnt: Path
     socket: Path
-    log: Path
 
     def plugin(self, *words: str | Path) -> Result:
         own: tuple[str | Path, ...]
@@ -56,28 +54,13 @@ class Place:
     def daemons(self) -> list[int]:
         return running("volfs", self.scope)
 
-    def daemon(self) -> int:
-        """The daemon's process id; fails when there is none."""
-        (pid,) = self.daemons()
-        return pid
-
-    def ended(self) -> bool:
-        return not self.daemons()
-
 
 @pytest.fixture
 def place(workspace: Path) -> Iterator[Place]:
     """What is mounted or runs there in the end is ended."""
-    place = Place(
-        workspace / "scope", workspace / "mnt", workspace / "volfs.sock", workspace / "log"
-    )
-    place.mnt.mkdir()
-    yield place
-    while is_mounted(place.mnt):
-        syscalls.umount2(os.fsencode(place.mnt), syscalls.MNT_DETACH)
-    for pid in place.daemons():
-        os.kill(pid, signal.SIGTERM)
-    wait_for(place.ended, "the daemon's end")
+    paths = (workspace / name for name in ("scope", "mnt", "log", "volfs.sock"))
+    with ending(Place(*paths)) as place:
+        yield place
 
 
 def ask(path: Path, request: str, **fields: object) -> dict[str, Any]:

@@ -16,20 +16,12 @@ import pytest
 
 from tests.acls import ACCESS
 from tests.children import NOBODY, needs_root, run_as
-from tests.conftest import open_descriptors
 from tests.copies.trees import make_tree, seen
 from tests.filesystems import bound, btrfs, program, xfs
 from volfs.copies.archive import Packed, pack, unpack
 from volfs.errors import ArchiveError
 
-pytestmark = pytest.mark.any_level
-
-
-@pytest.fixture(autouse=True)
-def no_leaks() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
+pytestmark = [pytest.mark.any_level, pytest.mark.usefixtures("nothing_stays_open")]
 
 
 @pytest.fixture

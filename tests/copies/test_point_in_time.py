@@ -5,7 +5,6 @@ from __future__ import annotations
 import mmap
 import os
 import random
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -16,6 +15,7 @@ import pytest
 from tests.children import Child
 from tests.copies.copying import KINDS, copy, descriptors
 from tests.copies.trees import make_chain, make_tree, seen
+from tests.threads import again_and_again
 from volfs.copies.marks import Watch
 from volfs.linux import syscalls
 
@@ -118,28 +118,19 @@ class TestPointInTime:
             (source / name).write_text("0")
         for number in range(300):
             (source / f"other{number}").write_text("x")
-        ended = threading.Event()
 
-        def write() -> None:
-            number = 0
-            while not ended.wait(0.04):
-                number += 1
-                for name in ("a", "b"):
-                    (source / f".{name}").write_text(f"{number}")
-                    (source / f".{name}").rename(source / name)
+        def write(number: int) -> None:
+            for name in ("a", "b"):
+                (source / f".{name}").write_text(f"{number + 1}")
+                (source / f".{name}").rename(source / name)
 
-        writer = threading.Thread(target=write)
-        writer.start()
-        try:
+        with again_and_again(write, pause=0.04):
             for number in range(8):
                 target = source.with_name(f"target{number}")
                 report = copy(source, target)
                 a, b = (int((target / name).read_text()) for name in ("a", "b"))
                 if report.is_point_in_time:
                     assert a - b in (0, 1)
-        finally:
-            ended.set()
-            writer.join()
 
     def test_links_put_in_the_place_of_directories_lead_nowhere(self, source: Path) -> None:
         outside = source.with_name("outside")

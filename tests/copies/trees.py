@@ -95,11 +95,12 @@ def make_tree(top: Path, *, sockets: bool = True) -> None:
     os.utime(top, ns=(THEN, THEN + 1))
 
 
-def make_chain(top: Path, depth: int) -> None:
-    """Nest directories ``depth`` deep, far beyond PATH_MAX, with a file in each."""
+def make_chain(top: Path, depth: int, *, files: bool = True) -> None:
+    """Nest directories ``depth`` deep, far beyond PATH_MAX, with a file in each or nothing else."""
     fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
     for _ in range(depth):
-        os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        if files:
+            os.close(os.open("file", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
         os.mkdir("d", dir_fd=fd)
         inner = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
         os.close(fd)

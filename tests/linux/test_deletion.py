@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.children import NOBODY, all_at_once, in_namespace, needs_root, run_as
+from tests.copies.trees import make_chain
 from tests.local.test_scope import mount_tmpfs
 from volfs.linux.deletion import UndeletedError, delete_tree, never
 
@@ -44,17 +45,6 @@ def make_tree(top: Path, depth: int, width: int) -> None:
         if depth > 1:
             (top / f"dir{number}").mkdir()
             make_tree(top / f"dir{number}", depth - 1, width)
-
-
-def make_chain(top: Path, depth: int) -> None:
-    """Nest directories ``depth`` deep, far beyond PATH_MAX."""
-    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
-    for _ in range(depth):
-        os.mkdir("d", dir_fd=fd)
-        inner = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
-        os.close(fd)
-        fd = inner
-    os.close(fd)
 
 
 def test_all_kinds_of_files_go_and_links_are_not_followed(top: Path) -> None:
@@ -95,7 +85,7 @@ def test_depth_costs_neither_descriptors_nor_recursion(top: Path) -> None:
     def attempt() -> tuple[bool, list[str]]:
         mount_tmpfs(top.parent)  # for speed
         top.mkdir()
-        make_chain(top, 40_000)
+        make_chain(top, 40_000, files=False)
         spare = len(os.listdir("/proc/self/fd")) + 8
         resource.setrlimit(resource.RLIMIT_NOFILE, (spare, spare))
         return delete(top), os.listdir(top.parent)

@@ -54,6 +54,12 @@ class Pair:
         assert not different, "\n".join(f"native {a!r}, mounted {b!r}" for a, b in different)
         return expected
 
+    def behind(self, path: Path) -> Path:
+        """Where on the disk that is which is at ``path`` on one of the two sides."""
+        if path.is_relative_to(self.mounted):
+            return self.data / path.relative_to(self.mounted)
+        return path
+
     def chmod(self, mode: int) -> None:
         """Set the mode of both directories."""
         self.native.chmod(mode)

@@ -391,7 +391,7 @@ def test_an_append_only_file_is_touched(pair: Pair) -> None:
         path = top / "f"
         path.write_bytes(b"content")
         os.utime(path, (1, 1))
-        with flagged("a", pair.data / "f" if top == pair.mounted else path):
+        with flagged("a", pair.behind(path)):
             told = [outcome(os.utime, path), path.stat().st_mtime > 1]
             return [*told, outcome(os.utime, path, (1, 1)), path.stat().st_mtime > 1]
 
@@ -406,7 +406,7 @@ def test_a_file_that_becomes_immutable_while_it_is_open(pair: Pair) -> None:
         path.write_bytes(content(5000))
         told: list[object] = []
         with path.open("r+b", buffering=0) as file:
-            behind = pair.data / "f" if top == pair.mounted else path
+            behind = pair.behind(path)
             with flagged("i", behind):
                 told += [outcome(file.write, b"written"), outcome(file.truncate, 100)]
                 told += [outcome(lambda: path.open("r+b")), path.read_bytes()]

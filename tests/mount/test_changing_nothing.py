@@ -63,7 +63,7 @@ def test_only_the_owner_takes_privileged_bits_away(
             path.chmod(mode)
             before = os.stat(path).st_ctime_ns
             told.append(run_as(partial(outcome, CALLS[call], path), uid, groups=groups))
-            behind = pair.data / path.name if top == pair.mounted else path
+            behind = pair.behind(path)
             told += [path.name, owned(path), owned(behind), os.stat(behind).st_ctime_ns > before]
         return told
 

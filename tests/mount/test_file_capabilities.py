@@ -81,8 +81,7 @@ def test_file_capabilities_go_at_once_with_any_change(
                 assert capability(path) == CAPABILITY
                 run_as(work, uid)
                 told.append(capability(path))
-            behind = remembering.data / "program" if top != remembering.native else path
-            told.append(capability(behind))
+            told.append(capability(remembering.behind(path)))
         return told
 
     assert remembering.same(operation) == ["ENODATA"] * 4

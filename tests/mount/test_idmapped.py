@@ -74,7 +74,7 @@ def make_everything(top: Path) -> list[object]:
 def test_what_is_made_has_the_mapped_owner(pair: Pair, views: dict[Path, Path], uid: int) -> None:
     def operation(top: Path) -> list[list[Any]]:
         told = [run_as(partial(make_everything, views[top]), FIRST + uid)]
-        for place in (top, pair.data if top == pair.mounted else top, views[top]):
+        for place in (top, pair.behind(top), views[top]):
             told.append([(path.name, *owned(path)) for path in sorted(place.iterdir())])
         return told
 

@@ -298,8 +298,7 @@ def test_a_change_of_flags_is_seen_in_ctime_at_once(remembering: Pair, kind: str
                 after.st_ctime_ns > before.st_ctime_ns,
                 after.st_mtime_ns == before.st_mtime_ns,
             ]
-            behind = path if top == remembering.native else remembering.data / "it"
-            told.append(after.st_ctime_ns == behind.stat().st_ctime_ns)
+            told.append(after.st_ctime_ns == remembering.behind(path).stat().st_ctime_ns)
         return told
 
     assert remembering.same(run) == [True] * 6
@@ -372,9 +371,8 @@ def test_generation_and_label_are_told(pair: Pair, uid: int) -> None:
             generation = outcome(fcntl.ioctl, fd, flags.FS_IOC_GETVERSION, b"\xff" * 8)
             assert len(generation) == 8
             # Each file has its own: it is that of what lies behind.
-            behind = os.open(pair.data / asked.relative_to(top), os.O_RDONLY)
-            here = fd if top == pair.native else behind
-            assert generation == fcntl.ioctl(here, flags.FS_IOC_GETVERSION, b"\xff" * 8)
+            behind = os.open(pair.behind(asked), os.O_RDONLY)
+            assert generation == fcntl.ioctl(behind, flags.FS_IOC_GETVERSION, b"\xff" * 8)
             told.append(generation[4:])
             os.close(fd)
             os.close(behind)

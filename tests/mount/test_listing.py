@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import itertools
 import os
 import socket
 import stat
 import subprocess
-import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +17,7 @@ import pytest
 
 from tests.children import OTHER, USER, Child, run_as
 from tests.mount.comparing import Pair, outcome
+from tests.threads import again_and_again
 
 pytestmark = pytest.mark.no_data
 
@@ -123,22 +122,16 @@ def test_what_stays_is_listed_once_while_others_come_and_go(pair: Pair) -> None:
     kept = {f"kept{number}" for number in range(3000)}
     for name in kept:
         (pair.data / name).touch()
-    stop = threading.Event()
     changes = 0
 
-    def change() -> None:
+    def change(number: int) -> None:
         nonlocal changes
-        for number in itertools.count():
-            if stop.is_set():
-                return
-            (pair.mounted / f"fleeting{number}").touch()
-            if number >= 20:
-                (pair.mounted / f"fleeting{number - 20}").unlink()
-            changes += 1
+        (pair.mounted / f"fleeting{number}").touch()
+        if number >= 20:
+            (pair.mounted / f"fleeting{number - 20}").unlink()
+        changes += 1
 
-    thread = threading.Thread(target=change)
-    thread.start()
-    try:
+    with again_and_again(change):
         for _ in range(2):
             before = changes
             with stream(pair.mounted) as listing:
@@ -146,9 +139,6 @@ def test_what_stays_is_listed_once_while_others_come_and_go(pair: Pair) -> None:
             assert all(names[name] == 1 for name in kept)
             assert max(names.values()) == 1
             assert changes > before
-    finally:
-        stop.set()
-        thread.join()
 
 
 def test_removing_while_listing_removes_everything(pair: Pair) -> None:

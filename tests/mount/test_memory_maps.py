@@ -86,7 +86,6 @@ def test_a_map_of_a_file_open_for_appending(pair: Pair) -> None:
         os.write(fd, b"appended")
         told: list[object] = [os.fstat(fd).st_size]
         os.close(fd)
-        data = pair.data / "f" if top == pair.mounted else path
-        return [*told, data.read_bytes()]
+        return [*told, pair.behind(path).read_bytes()]
 
     pair.same(operation)

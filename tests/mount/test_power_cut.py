@@ -11,7 +11,6 @@ import fcntl
 import os
 import random
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,8 +22,8 @@ import pytest
 
 from tests.children import needs_root
 from tests.conftest import mounting, wait_for
-from tests.daemons import DEADLINE
 from tests.filesystems import ext4, unmounting, xfs
+from tests.threads import again_and_again
 from volfs.copies.file import FICLONE
 from volfs.local import LocalDriver
 from volfs.store import References, VolumeStore
@@ -149,32 +148,6 @@ def has_done(workers: list[Worker], count: int) -> bool:
     return all(worker.acknowledged >= count for worker in workers)
 
 
-@contextmanager
-def at_work(call: Callable[[int], None]) -> Iterator[None]:
-    """Call it again and again in a thread of its own; what it raises is raised at the end."""
-    ending = threading.Event()
-    problems: list[BaseException] = []
-
-    def run() -> None:
-        number = 0
-        try:
-            while not ending.is_set():
-                call(number)
-                number += 1
-        except BaseException as problem:  # noqa: BLE001 - raised by the other thread
-            problems.append(problem)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        thread.join(DEADLINE)
-    if problems:
-        raise problems[0]
-
-
 @pytest.mark.any_level
 @needs_root
 def test_what_was_acknowledged_is_there_after_a_power_cut(workspace: Path) -> None:
@@ -190,8 +163,8 @@ def test_what_was_acknowledged_is_there_after_a_power_cut(workspace: Path) -> No
         workers = [Worker("s"), Worker("t")]
         cuts: list[tuple[Path, list[tuple[int, int]]]] = []
         with (
-            at_work(lambda number: through_the_store(store, workers[0], number)),
-            at_work(lambda number: through_the_tree(tree.mnt, workers[1], number)),
+            again_and_again(lambda number: through_the_store(store, workers[0], number)),
+            again_and_again(lambda number: through_the_tree(tree.mnt, workers[1], number)),
         ):
             for number in range(CUTS):
                 wait_for(partial(has_done, workers, 3 * number), "some work")

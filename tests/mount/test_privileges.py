@@ -63,8 +63,7 @@ def test_privileged_bits_are_cleared_as_on_the_disk(
             os.chown(path, owner, group)
             path.chmod(mode)
         told = run_as(partial(change_all, top), uid, groups=groups)
-        data = pair.data if top == pair.mounted else top
-        return told, [owned(path) for path in sorted(data.iterdir())]
+        return told, [owned(path) for path in sorted(pair.behind(top).iterdir())]
 
     pair.same(operation)
 
@@ -81,8 +80,7 @@ def test_root_keeps_privileged_bits(pair: Pair) -> None:
             os.chown(path, USER, MEMBERS)
             path.chmod(mode)
         told = change_all(top)
-        data = pair.data if top == pair.mounted else top
-        return told, [owned(path) for path in sorted(data.iterdir())]
+        return told, [owned(path) for path in sorted(pair.behind(top).iterdir())]
 
     pair.same(operation)
 
@@ -148,8 +146,7 @@ def test_setuid_and_setgid_go_at_once_with_any_change(remembering: Pair, how: st
             def work(path: Path = path) -> tuple[object, object]:
                 return outcome(change, path, source, CHANGES[how]), owned(path)
 
-            data = remembering.data / path.name if top == remembering.mounted else path
-            told += [run_as(work), owned(path), owned(data)]
+            told += [run_as(work), owned(path), owned(remembering.behind(path))]
         return told
 
     told = remembering.same(operation)
@@ -176,7 +173,7 @@ def test_setuid_goes_though_the_file_was_opened_before_it_came(remembering: Pair
                     return outcome(CHANGES[how], file.fileno(), reader.fileno())
 
                 told += [run_as(work), owned(path)]
-            told.append(owned(remembering.data / path.name if top != remembering.native else path))
+            told.append(owned(remembering.behind(path)))
         return told
 
     remembering.same(operation)
@@ -197,7 +194,7 @@ def test_root_keeps_setuid_and_setgid_whatever_it_changes(remembering: Pair, how
             os.chown(path, owner, owner)
             path.chmod(mode)
             told += [outcome(change, path, source, CHANGES[how]), owned(path)]
-            told.append(owned(remembering.data / path.name if top != remembering.native else path))
+            told.append(owned(remembering.behind(path)))
         return told
 
     told = remembering.same(operation)
@@ -262,7 +259,7 @@ def test_setuid_and_capabilities_go_with_fallocate(remembering: Pair, mode: int)
                 return done, owned(path)
 
             told += [run_as(work), owned(path), capability(path), path.stat().st_size]
-            told.append(owned(remembering.data / path.name if top != remembering.native else path))
+            told.append(owned(remembering.behind(path)))
         return told
 
     remembering.same(operation)

@@ -97,8 +97,7 @@ def test_a_whiteout_is_who_left_its(pair: Pair, uid: int) -> None:
                 return outcome(rename, here / "f", here / "moved", syscalls.RENAME_WHITEOUT)
 
             told += [run_as(work, uid), owned(here / "f"), (here / "f").lstat().st_rdev]
-            data = pair.data / here.name if top == pair.mounted else here
-            told += [owned(data / "f"), owned(here / "moved")]
+            told += [owned(pair.behind(here / "f")), owned(here / "moved")]
         return told
 
     assert None in pair.same(operation)

@@ -7,12 +7,12 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import open_descriptors, wait_for
+from tests.store.referring import times_open
 from volfs.errors import VolumeNotFoundError
 from volfs.local import LocalDriver
 from volfs.store import References, VolumeStore
@@ -125,12 +125,3 @@ def test_a_new_one_is_not_taken_for_an_old_one(store: VolumeStore, scope: Path) 
         acquiring.result(DEADLINE)
     assert store.references("a") == {"new"}
     slow.close()
-
-
-def times_open(path: Path) -> int:
-    """How many descriptors of a file this process has."""
-    found = 0
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            found += os.readlink(f"/proc/self/fd/{fd}") == str(path)
-    return found

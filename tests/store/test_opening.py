@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import MountFactory, open_descriptors
+from tests.conftest import MountFactory
 from volfs.errors import ScopeError, VolumeInUseError
 from volfs.store import open_scope
 
-pytestmark = pytest.mark.any_level
-
-
-@pytest.fixture(autouse=True)
-def nothing_stays_open() -> Iterator[None]:
-    before = open_descriptors()
-    yield
-    assert open_descriptors() == before
+pytestmark = [pytest.mark.any_level, pytest.mark.usefixtures("nothing_stays_open")]
 
 
 def test_is_made_and_knows_its_references(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import socket
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +22,7 @@ from tests.store.referring import (
     OpenStore,
     open_at,
     refused,
+    times_open,
 )
 from volfs.errors import VolumeInUseError, VolumeNotFoundError
 from volfs.holder import Holder
@@ -31,15 +31,6 @@ from volfs.store import References, VolumeStore
 from volfs.volume import Volume
 
 pytestmark = pytest.mark.any_level
-
-
-def times_open(path: Path) -> int:
-    """How many descriptors of a file this process has."""
-    found = 0
-    for fd in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            found += os.readlink(f"/proc/self/fd/{fd}") == str(path)
-    return found
 
 
 def acquire(store: VolumeStore, turn: int) -> int:

@@ -14,7 +14,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis.stateful import rule
 
 from tests.children import NOBODY, Child, in_namespace, needs_root, run_as
@@ -366,9 +365,4 @@ class KeptScope(test_random.Scope):
 
 
 TestKeptScope = KeptScope.TestCase
-TestKeptScope.settings = settings(
-    max_examples=25,
-    stateful_step_count=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.too_slow],
-)
+TestKeptScope.settings = test_random.TestScope.settings

@@ -7,37 +7,16 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from tests.words.volumes import PlainVolume
 from volfs.holder import Holder
 from volfs.linux.mountinfo import MountTable, Place, parse
 from volfs.store import Scan, mount_holders, open_holders, tree_mounts
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="mounting needs root")
-
-
-@dataclass
-class PlainVolume:
-    """The least that is a volume."""
-
-    name: str
-    path: str
-    driver_name: str = "local"
-    created_at: datetime | None = None
-    labels: dict[str, str] = field(default_factory=dict)
-    options: dict[str, str] = field(default_factory=dict)
-
-    def mount(self) -> str:
-        return self.path
-
-    def open(self) -> int:
-        return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def unmount(self) -> None: ...
 
 
 @pytest.fixture

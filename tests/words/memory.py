@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from tests.words.volumes import PlainVolume
 from volfs.errors import (
     OptionConflictError,
     UnknownOptionError,
@@ -19,25 +19,6 @@ from volfs.errors import (
 from volfs.volume import NewVolume, Volume, check_name
 
 
-@dataclass(frozen=True)
-class MemoryVolume:
-    name: str
-    driver_name: str
-    path: str
-    created_at: datetime | None
-    labels: Mapping[str, str]
-    options: Mapping[str, str]
-
-    def mount(self) -> str:
-        return self.path
-
-    def open(self) -> int:
-        return os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-
-    def unmount(self) -> None:
-        pass
-
-
 class MemoryDriver:
     """Implements Driver. Its one option is ``mode``. The data lies in ``directory``."""
 
@@ -45,10 +26,10 @@ class MemoryDriver:
         self.name = name
         self.closed = False
         self._directory = directory
-        self._volumes: dict[str, MemoryVolume] = {}
+        self._volumes: dict[str, PlainVolume] = {}
         self._lock = threading.RLock()
 
-    def create(self, new: NewVolume | str) -> MemoryVolume:
+    def create(self, new: NewVolume | str) -> PlainVolume:
         new = _checked(new)
         with self._lock:
             volume = self._volumes.get(new.name)
@@ -58,29 +39,29 @@ class MemoryDriver:
                 raise OptionConflictError(new.name)
             return volume
 
-    def make(self, new: NewVolume | str) -> tuple[MemoryVolume, int]:
+    def make(self, new: NewVolume | str) -> tuple[PlainVolume, int]:
         new = _checked(new)
         with self._lock:
             if new.name in self._volumes:
                 raise VolumeExistsError(new.name)
             volume = self._made(new)
-            return volume, os.open(volume.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            return volume, volume.open()
 
-    def _made(self, new: NewVolume) -> MemoryVolume:
+    def _made(self, new: NewVolume) -> PlainVolume:
         path = tempfile.mkdtemp(dir=self._directory)
-        volume = MemoryVolume(
-            new.name, self.name, path, datetime.now(UTC), dict(new.labels), dict(new.options)
+        volume = PlainVolume(
+            new.name, path, self.name, datetime.now(UTC), dict(new.labels), dict(new.options)
         )
         self._volumes[new.name] = volume
         return volume
 
-    def get(self, name: str) -> MemoryVolume:
+    def get(self, name: str) -> PlainVolume:
         try:
             return self._volumes[name]
         except KeyError:
             raise VolumeNotFoundError(name) from None
 
-    def list(self) -> list[MemoryVolume]:
+    def list(self) -> list[PlainVolume]:
         return [self._volumes[name] for name in sorted(self._volumes)]
 
     def names(self) -> tuple[str, ...]:
@@ -91,7 +72,7 @@ class MemoryDriver:
             self.get(volume.name)
             del self._volumes[volume.name]
 
-    def rename(self, volume: Volume, new_name: str) -> MemoryVolume:
+    def rename(self, volume: Volume, new_name: str) -> PlainVolume:
         check_name(new_name)
         with self._lock:
             renamed = replace(self.get(volume.name), name=new_name)
@@ -107,7 +88,7 @@ class MemoryDriver:
             self._volumes[one.name] = replace(other, name=one.name)
             self._volumes[other.name] = replace(one, name=other.name)
 
-    def set_labels(self, volume: Volume, labels: Mapping[str, str]) -> MemoryVolume:
+    def set_labels(self, volume: Volume, labels: Mapping[str, str]) -> PlainVolume:
         with self._lock:
             changed = replace(self.get(volume.name), labels=dict(labels))
             self._volumes[volume.name] = changed
