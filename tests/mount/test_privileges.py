@@ -127,6 +127,14 @@ def test_setgid_without_group_execute_is_cleared_for_members_too(pair: Pair) -> 
 MODES = (0o4777, 0o2777, 0o6777, 0o6776, 0o4666)
 
 
+def with_mode(path: Path, mode: int, owner: int = 0) -> Path:
+    """A file at ``path`` that has it."""
+    path.write_bytes(content(5000, 2))
+    os.chown(path, owner, owner)
+    path.chmod(mode)
+    return path
+
+
 @pytest.mark.parametrize("how", CHANGES)
 def test_setuid_and_setgid_go_at_once_with_any_change(remembering: Pair, how: str) -> None:
     """Looked at before and right after, by the writer and by another, in the tree and behind."""
@@ -137,10 +145,7 @@ def test_setuid_and_setgid_go_at_once_with_any_change(remembering: Pair, how: st
         source.write_bytes(content(9000))
         told: list[object] = []
         for owner, mode in itertools.product((0, USER, OTHER), MODES):
-            path = top / f"{owner} {mode:o}"
-            path.write_bytes(content(5000, 2))
-            os.chown(path, owner, owner)
-            path.chmod(mode)
+            path = with_mode(top / f"{owner} {mode:o}", mode, owner)
             assert owned(path)[0] == oct(stat.S_IFREG | mode)
 
             def work(path: Path = path) -> tuple[object, object]:
@@ -189,10 +194,7 @@ def test_root_keeps_setuid_and_setgid_whatever_it_changes(remembering: Pair, how
         source.write_bytes(content(9000))
         told: list[object] = []
         for owner, mode in itertools.product((0, USER), (*MODES, 0o2767)):
-            path = top / f"{owner} {mode:o}"
-            path.write_bytes(content(5000, 2))
-            os.chown(path, owner, owner)
-            path.chmod(mode)
+            path = with_mode(top / f"{owner} {mode:o}", mode, owner)
             told += [outcome(change, path, source, CHANGES[how]), owned(path)]
             told.append(owned(remembering.behind(path)))
         return told
@@ -206,9 +208,7 @@ def test_root_keeps_setuid_and_setgid_with_fallocate(remembering: Pair) -> None:
     def operation(top: Path) -> list[object]:
         told: list[object] = []
         for mode in MODES:
-            path = top / f"{mode:o}"
-            path.write_bytes(content(5000, 2))
-            path.chmod(mode)
+            path = with_mode(top / f"{mode:o}", mode)
             with path.open("r+b") as file:
                 told.append(outcome(syscalls.fallocate, file.fileno(), 0, 100, 20_000))
             told += [owned(path), path.stat().st_size]
@@ -225,9 +225,7 @@ def test_root_without_the_capability_does_not(remembering: Pair, how: str) -> No
         source.write_bytes(content(9000))
         told: list[object] = []
         for mode in MODES:
-            path = top / f"{mode:o}"
-            path.write_bytes(content(5000, 2))
-            path.chmod(mode)
+            path = with_mode(top / f"{mode:o}", mode)
 
             def work(path: Path = path) -> object:
                 effective, permitted, inheritable = syscalls.capget()
