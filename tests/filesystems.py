@@ -130,7 +130,9 @@ def _made_by(mkfs: str, target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def overlay(target: Path, layers: Path, *, lower: Path | None = None) -> Iterator[Path]:
+def overlay(
+    target: Path, layers: Path, *, lower: Path | None = None, options: str = ""
+) -> Iterator[Path]:
     """An overlay at ``target``, writing to ``layers``/upper and work, which are made.
 
     Below is ``lower``, or an empty directory.
@@ -141,8 +143,9 @@ def overlay(target: Path, layers: Path, *, lower: Path | None = None) -> Iterato
         lower.mkdir()
     for name in ("upper", "work"):
         (layers / name).mkdir()
-    options = f"lowerdir={lower},upperdir={layers}/upper,workdir={layers}/work"
-    syscalls.mount(b"overlay", os.fsencode(target), b"overlay", 0, options.encode())
+    parts = [f"lowerdir={lower},upperdir={layers}/upper,workdir={layers}/work", options]
+    data = ",".join(filter(None, parts)).encode()
+    syscalls.mount(b"overlay", os.fsencode(target), b"overlay", 0, data)
     with unmounting(target):
         yield target
 

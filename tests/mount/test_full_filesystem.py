@@ -231,6 +231,34 @@ def test_space_is_reserved_for_a_file_or_not_at_all(full: Pair) -> None:
     assert full.same(operation) == ["ENOSPC", None, MIB]
 
 
+@pytest.mark.needs_tap
+@pytest.mark.parametrize("uid", [0, USER], ids=["root", "user"])
+def test_the_reserve_is_roots_also_without_writing(full: Pair, uid: int) -> None:
+    """By fallocate(2) and copy_file_range(2), of whose senders only the process tells who it is."""
+    available, free = room(full.native)
+    assert free - available > 2 * MIB
+
+    def operation(top: Path) -> list[object]:
+        def use() -> list[object]:
+            with (top / "f").open("w+b") as file, (top / "copy").open("w+b") as copy:
+                fd = file.fileno()
+                os.pwrite(fd, content(MIB), 0)
+                most = room(full.native)[0] - NEARLY
+                told: list[object] = [
+                    outcome(syscalls.fallocate, copy.fileno(), 0, 0, most),
+                    outcome(syscalls.fallocate, copy.fileno(), 0, most, MIB // 2),
+                    outcome(os.copy_file_range, fd, copy.fileno(), MIB, 0, most + MIB // 2) == MIB,
+                ]
+            for name in ("f", "copy"):
+                (top / name).unlink()
+            wait_for(lambda: room(full.native)[0] >= available - NEARLY, "the space", 5.0)
+            return told
+
+        return run_as(use, uid)
+
+    assert full.same(operation) == ([None, None, True] if uid == 0 else [None, "ENOSPC", False])
+
+
 def test_a_full_scope_is_served(full: Pair, small: Mounted, mount: MountFactory) -> None:
     """By a daemon that starts when there is no room any more, for anybody."""
     (full.mounted / "kept").write_bytes(content(10_000))

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.conftest import Mounted, MountFactory, few_descriptors, open_workspace
-from tests.filesystems import bound, btrfs, ext4, program, tmpfs
+from tests.filesystems import bound, btrfs, ext4, overlay, program, tmpfs
 
 LARGEST = 1 << 48
 
@@ -81,6 +81,26 @@ def test_numbers_that_are_large_already(mount: MountFactory) -> None:
         above.stop()
         stack.close()
         below.stop()
+
+
+def test_numbers_of_64_bits(mount: MountFactory, workspace: Path) -> None:
+    """As an overlay has them that says by the upper bits which layer a file is in."""
+    tree = mount()
+    (tree.mnt / "vol").mkdir()
+    with tmpfs(workspace / "lower") as lower, tmpfs(workspace / "layers") as layers:
+        for number in range(9):
+            (lower / f"file{number}").touch()
+        top = tree.data("vol") / "overlay"
+        with overlay(top, layers, lower=lower, options="xino=on"):
+            (top / "new").touch()
+            assert (top / "file0").stat().st_ino > 1 << 62
+            found = numbers(tree.mnt / "vol")
+            assert len(found) == len(set(found.values())) == 11
+            assert max(found.values()) < LARGEST
+            with os.scandir(tree.mnt / "vol/overlay") as entries:
+                for entry in entries:
+                    assert entry.inode() == found[f"overlay/{entry.name}"]
+            tree.stop()
 
 
 def test_many_subvolumes_need_no_descriptor_each(mount: MountFactory) -> None:
