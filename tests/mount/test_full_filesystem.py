@@ -224,6 +224,8 @@ def test_space_is_reserved_for_a_file_or_not_at_all(full: Pair) -> None:
                     if size == MIB:
                         told.append(os.fstat(file.fileno()).st_size)
                 (top / "f").unlink()
+                # It had got some of what there was not enough of.
+                wait_for(lambda: room(full.native)[0] >= available - NEARLY, "the space", 5.0)
             return told
 
         return run_as(reserve)
