@@ -13,11 +13,10 @@ import pytest
 
 from tests.children import OTHER, USER, needs_root, run_as
 from tests.conftest import Mounted, MountFactory, volfs
+from tests.idmapping import CLONE_NEWUSER
 from volfs.linux import syscalls
 
 pytestmark = [needs_root, pytest.mark.no_data]
-
-CAP_FOWNER = 3
 
 
 @pytest.fixture
@@ -57,6 +56,18 @@ def test_the_owner_does(shared: Mounted) -> None:
 def test_who_owned_the_volume_that_had_the_name_before_does_not_remove_it(shared: Mounted) -> None:
     given_away(shared)
     assert code_of(lambda: os.rmdir(shared.mnt / "vol"), USER) in (errno.EPERM, errno.ENOENT)
+    assert (shared.data("vol") / "precious").read_text() == "another's"
+
+
+def test_nor_as_root_of_a_user_namespace_of_its_own(shared: Mounted) -> None:
+    """Where it has all capabilities, none of which count for files of others."""
+    given_away(shared)
+
+    def remove() -> None:
+        syscalls.unshare(CLONE_NEWUSER)
+        os.rmdir(shared.mnt / "vol")
+
+    assert code_of(remove, USER) in (errno.EPERM, errno.ENOENT)
     assert (shared.data("vol") / "precious").read_text() == "another's"
 
 
