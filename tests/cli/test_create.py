@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+from tests.children import needs_root
 from tests.cli.running import names, volfs
+from tests.filesystems import tmpfs
 
 
 class TestCreate:
@@ -53,3 +56,14 @@ class TestCreate:
 
     def test_no_key(self, scope: Path) -> None:
         assert volfs("create", "x", "--label", "=1").code == 2
+
+    @needs_root
+    def test_the_first_code_counts_also_where_the_filesystem_refuses(self, tmp_path: Path) -> None:
+        with tmpfs(tmp_path / "full", size="64k") as full:
+            assert volfs("create", "there", "--scope", full / "scope").code == 0
+            with suppress(OSError):
+                (full / "filler").write_bytes(bytes(1 << 20))
+            result = volfs("create", "--scope", full / "scope", "new", ".x")
+            assert result.code == 1
+            assert result.err.startswith("volfs: new: No space left on device\n")
+            assert volfs("create", "--scope", full / "scope", ".x", "new").code == 3

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import stat
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -303,6 +304,25 @@ def test_exchange_of_two_volumes(tree: Mounted, volume: Path) -> None:
     assert os.listdir(other) == ["1"]
     assert os.listdir(volume) == ["2"]
     assert os.listdir(tree.data("vol")) == ["2"]
+
+
+@pytest.mark.parametrize("flags", [0, syscalls.RENAME_EXCHANGE], ids=["rename", "exchange"])
+def test_renamed_volumes_are_known_by_their_new_names_at_once(tree: Mounted, flags: int) -> None:
+    """To who has them open, too: no name is looked up again for that."""
+    names = {"one": "two", "two": "one"} if flags else {"one": "new"}
+    with ExitStack() as stack:
+        held = {}
+        for name in names:
+            (tree.mnt / name).mkdir()
+            held[name] = os.open(tree.mnt / name, os.O_RDONLY)
+            stack.callback(os.close, held[name])
+            os.setxattr(held[name], "volfs.label.was", name.encode())
+        rename(tree.mnt / "one", tree.mnt / names["one"], flags)
+        for was, name in names.items():
+            assert os.getxattr(held[was], "volfs.name") == name.encode()
+            os.setxattr(held[was], "volfs.label.is", name.encode())
+            sidecar = json.loads((tree.data(name).parent / "volume.json").read_text())
+            assert sidecar["labels"] == {"was": was, "is": name}
 
 
 def test_rename_to_a_name_that_is_no_volume_name(tree: Mounted, volume: Path) -> None:
