@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from tests.clients.programs import end, require, require_root, run
 from tests.clients.volumes import VolumeDir
-from tests.conftest import Mounted, volfs, wait_for
+from tests.conftest import Mounted, MountFactory, volfs, wait_for
 
 # Contents and names that tell a careless copy: all kinds of files, links that share an inode,
 # links that lead nowhere, owners, special bits, extended attributes, ACLs, holes, old times.
@@ -101,6 +102,29 @@ class TestCopies:
         run(*words, "-cf", volume.path / "out.tar", "-C", volume.path, "sample")
         run(*words, "-xpf", volume.path / "out.tar", "-C", tmp_path)
         assert manifest(tmp_path / "sample") == manifest(sample)
+
+    def test_tar_takes_what_is_new_where_it_is_told_not_to_look_at_the_device(
+        self, tree: Mounted, volume: VolumeDir, mount: MountFactory, tmp_path: Path
+    ) -> None:
+        """A known difference: a tree that is mounted again can have another device number."""
+        (volume.path / "old").touch()
+
+        def taken(tree: Mounted, *words: str) -> set[str]:
+            """Which files are in the next archive; the notes of the last one stay as they are."""
+            notes = tmp_path / "notes"
+            if (tmp_path / "first").exists():
+                shutil.copyfile(tmp_path / "first", notes)
+            words = ("--listed-incremental", str(notes), *words, "-C", str(tree.mnt))
+            found = run("tar", *words, "-cf", "/dev/null", "-v", "vol").split()
+            return {name for name in found if name in ("vol/old", "vol/new")}
+
+        assert taken(tree) == {"vol/old"}
+        (tmp_path / "notes").rename(tmp_path / "first")
+        (volume.path / "new").touch()
+        assert taken(tree) == {"vol/new"}
+        again = mount(scope=tree.scope)
+        assert taken(again) == {"vol/old", "vol/new"}
+        assert taken(again, "--no-check-device") == {"vol/new"}
 
     def test_rsync(self, volume: VolumeDir, sample: Path) -> None:
         require("rsync")
