@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
 
 from tests.conftest import Mounted, wait_for
 from tests.mount.comparing import outcome
@@ -32,3 +35,14 @@ def use(fd: int, letter: bytes) -> list[object]:
         outcome(os.pwrite, fd, letter, 4096 + ord(letter)),
         os.fstat(fd).st_size,
     ]
+
+
+def descriptors_on(pid: int, numbers: set[int]) -> Iterator[int]:
+    """A process's descriptors on files with one of these inode numbers."""
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            status = descriptor.stat()
+        except FileNotFoundError:
+            continue
+        if status.st_ino in numbers and stat.S_ISREG(status.st_mode):
+            yield int(descriptor.name)

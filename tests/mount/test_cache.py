@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 from tests.conftest import Mounted, few_descriptors, mounting, open_workspace, wait_for
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
+from tests.mount.open_files import descriptors_on
 
 POLICY = 1.0
 """Seconds that ``auto`` lets the kernel answer from memory."""
@@ -417,17 +417,6 @@ def test_a_mapped_file_changed_behind_the_mount(never: Pair) -> None:
         assert mapped[5000:5001] == b"b"
 
 
-def descriptors_on(pid: int, numbers: set[int]) -> Iterator[int]:
-    """A process's descriptors on files with one of these inode numbers."""
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        try:
-            status = descriptor.stat()
-        except FileNotFoundError:
-            continue
-        if status.st_ino in numbers and stat.S_ISREG(status.st_mode):
-            yield int(descriptor.name)
-
-
 def test_a_file_deleted_behind_the_mount_gives_its_space_back(
     mounts: dict[str, Mounted], always: Pair
 ) -> None:
@@ -442,89 +431,3 @@ def test_a_file_deleted_behind_the_mount_gives_its_space_back(
         "the daemon to let go of a deleted file",
         SWEEP + MARGIN,
     )
-
-
-OLD = b"old content" * 100
-
-
-def make_known(pair: Pair, known: str) -> dict[int, Path]:
-    """Files whose inode numbers the daemon learns in one of three ways; by number."""
-    numbers = {}
-    for turn in range(40):
-        path = pair.mounted / f"old{turn}"
-        (path if known == "created" else pair.data / path.name).write_bytes(OLD)
-        numbers[(pair.data / path.name).stat().st_ino] = path
-        if known != "listed":
-            assert path.read_bytes() == OLD
-            os.setxattr(path, "user.x", b"old")
-    assert len(os.listdir(pair.mounted)) == 40
-    return numbers
-
-
-def drive_out(pair: Pair) -> None:
-    """Make the daemon use so many other files that it keeps no descriptor of those before."""
-    (pair.data / "others").mkdir()
-    for number in range(DESCRIPTORS):
-        (pair.data / "others" / f"{number}").touch()
-        (pair.mounted / "others" / f"{number}").stat()
-
-
-@pytest.mark.alone  # the files that others make at the same time would take the numbers
-@pytest.mark.parametrize("known", ["created", "found", "listed"])
-@pytest.mark.parametrize("policy", ["never", "auto", "always"])
-def test_a_reused_inode_number_is_another_file(
-    mounts: dict[str, Mounted], policy: str, known: str
-) -> None:
-    """ext4 gives the number of a deleted file to the next one, once nobody pins it."""
-    pair = make_pair(mounts[policy])
-    numbers = make_known(pair, known)
-    if known != "listed":
-        drive_out(pair)
-    assert not any(descriptors_on(mounts[policy].pid, set(numbers)))
-    left = list(numbers.values())
-    for attempt in range(3000):
-        if left:
-            (pair.data / left.pop().name).unlink()
-        made = pair.data / f"made{attempt}"
-        made.write_bytes(b"new")
-        number = made.stat().st_ino
-        if number in numbers:
-            break
-    else:
-        pytest.fail("the disk gave none of the inode numbers out again")
-    new = pair.mounted / made.name
-    assert new.stat().st_ino == number
-    assert new.read_bytes() == b"new"
-    assert os.listxattr(new) == []
-    assert outcome(numbers[number].read_bytes) in ("ENOENT", "ESTALE")
-    new.write_bytes(b"changed")
-    assert made.read_bytes() == b"changed"
-
-
-def test_a_reused_number_after_deleting_through_the_mount(auto: Pair) -> None:
-    seen = {}
-    for turn in range(50):
-        path = auto.mounted / "f"
-        path.write_bytes(b"turn %d" % turn)
-        status = path.stat()
-        assert path.read_bytes() == b"turn %d" % turn
-        assert status.st_nlink == 1
-        assert status.st_size == len(b"turn %d" % turn)
-        seen[status.st_ino] = turn
-        path.unlink()
-    assert len(seen) < 50, "no number came twice: this test shows nothing here"
-
-
-def test_a_directory_and_then_a_file_of_the_same_number(never: Pair) -> None:
-    """The kernel's inode of the directory must not serve the file."""
-    for _ in range(30):
-        (never.mounted / "x").mkdir()
-        number = (never.mounted / "x").stat().st_ino
-        (never.data / "x").rmdir()
-        (never.data / "x").write_bytes(b"file")
-        assert (never.mounted / "x").is_file()
-        assert (never.mounted / "x").read_bytes() == b"file"
-        assert (never.mounted / "x").stat().st_ino == (never.data / "x").stat().st_ino
-        (never.data / "x").unlink()
-        assert not (never.mounted / "x").exists()
-        assert number

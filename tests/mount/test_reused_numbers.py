@@ -9,16 +9,50 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from random import Random
 
+import pytest
+
 from tests.children import Child
-from tests.conftest import MountFactory
+from tests.conftest import Mounted, few_descriptors, mounting, open_workspace
+from tests.filesystems import ext4
 from tests.mount.comparing import Pair, outcome
 from tests.mount.conftest import make_pair
+from tests.mount.open_files import descriptors_on
+
+DESCRIPTORS = 256
+"""How many the daemons here may have: enough, and soon used up."""
+
+
+@pytest.fixture(scope="module")
+def disk() -> Iterator[Path]:
+    """An ext4 where nobody else takes the numbers."""
+    with open_workspace() as workspace, ext4(workspace / "disk", size=64 << 20) as disk:
+        yield disk
+
+
+@pytest.fixture(scope="module")
+def shared(disk: Path) -> Iterator[Mounted]:
+    (disk / "shared").mkdir()
+    with open_workspace() as workspace, mounting(workspace) as mount:
+        yield mount(scope=disk / "shared")
+
+
+@pytest.fixture(scope="module")
+def mounts(disk: Path) -> Iterator[dict[str, Mounted]]:
+    """A mount of each policy."""
+    with open_workspace() as workspace, mounting(workspace) as mount:
+        policies = ("never", "auto", "always")
+        for policy in policies:
+            (disk / policy).mkdir()
+        yield {
+            policy: mount(scope=disk / policy, cache=policy, prepare=few_descriptors(DESCRIPTORS))
+            for policy in policies
+        }
 
 
 def make(path: Path, data: bytes) -> int:
@@ -107,11 +141,8 @@ def create(top: Path, random: Random) -> str:
     return f"found {found!r}, close {closed}, unlink {removed}"
 
 
-def test_an_open_that_comes_after_the_removal_does_not_get_another_file(
-    mount: MountFactory,
-) -> None:
+def test_an_open_that_comes_after_the_removal_does_not_get_another_file(pair: Pair) -> None:
     """One that is on its way when the file is removed and its number given to a new one."""
-    pair = make_pair(mount())
     shared, others = pair.mounted / "shared", [pair.mounted / "one", pair.mounted / "two"]
     for directory in (shared, *others):
         directory.mkdir()
@@ -127,3 +158,90 @@ def test_an_open_that_comes_after_the_removal_does_not_get_another_file(
         for child in children:
             total += child.result()
     assert set(total) == {"fine"}, total
+
+
+OLD = b"old content" * 100
+
+
+def make_known(pair: Pair, known: str) -> dict[int, Path]:
+    """Files whose inode numbers the daemon learns in one of three ways; by number."""
+    numbers = {}
+    for turn in range(40):
+        path = pair.mounted / f"old{turn}"
+        (path if known == "created" else pair.data / path.name).write_bytes(OLD)
+        numbers[(pair.data / path.name).stat().st_ino] = path
+        if known != "listed":
+            assert path.read_bytes() == OLD
+            os.setxattr(path, "user.x", b"old")
+    assert len(os.listdir(pair.mounted)) == 40
+    return numbers
+
+
+def drive_out(pair: Pair) -> None:
+    """Make the daemon use so many other files that it keeps no descriptor of those before."""
+    (pair.data / "others").mkdir()
+    for number in range(DESCRIPTORS):
+        (pair.data / "others" / f"{number}").touch()
+        (pair.mounted / "others" / f"{number}").stat()
+
+
+@pytest.mark.parametrize("known", ["created", "found", "listed"])
+@pytest.mark.parametrize("policy", ["never", "auto", "always"])
+def test_a_reused_inode_number_is_another_file(
+    mounts: dict[str, Mounted], policy: str, known: str
+) -> None:
+    """ext4 gives the number of a deleted file to the next one, once nobody pins it."""
+    pair = make_pair(mounts[policy])
+    numbers = make_known(pair, known)
+    if known != "listed":
+        drive_out(pair)
+    assert not any(descriptors_on(mounts[policy].pid, set(numbers)))
+    left = list(numbers.values())
+    for attempt in range(3000):
+        if left:
+            (pair.data / left.pop().name).unlink()
+        made = pair.data / f"made{attempt}"
+        made.write_bytes(b"new")
+        number = made.stat().st_ino
+        if number in numbers:
+            break
+    else:
+        pytest.fail("the disk gave none of the inode numbers out again")
+    new = pair.mounted / made.name
+    assert new.stat().st_ino == number
+    assert new.read_bytes() == b"new"
+    assert os.listxattr(new) == []
+    assert outcome(numbers[number].read_bytes) in ("ENOENT", "ESTALE")
+    new.write_bytes(b"changed")
+    assert made.read_bytes() == b"changed"
+
+
+def test_a_reused_number_after_deleting_through_the_mount(mounts: dict[str, Mounted]) -> None:
+    auto = make_pair(mounts["auto"])
+    seen = {}
+    for turn in range(50):
+        path = auto.mounted / "f"
+        path.write_bytes(b"turn %d" % turn)
+        status = path.stat()
+        assert path.read_bytes() == b"turn %d" % turn
+        assert status.st_nlink == 1
+        assert status.st_size == len(b"turn %d" % turn)
+        seen[status.st_ino] = turn
+        path.unlink()
+    assert len(seen) < 50, "no number came twice: this test shows nothing here"
+
+
+def test_a_directory_and_then_a_file_of_the_same_number(mounts: dict[str, Mounted]) -> None:
+    """The kernel's inode of the directory must not serve the file."""
+    never = make_pair(mounts["never"])
+    for _ in range(30):
+        (never.mounted / "x").mkdir()
+        number = (never.mounted / "x").stat().st_ino
+        (never.data / "x").rmdir()
+        (never.data / "x").write_bytes(b"file")
+        assert (never.mounted / "x").is_file()
+        assert (never.mounted / "x").read_bytes() == b"file"
+        assert (never.mounted / "x").stat().st_ino == (never.data / "x").stat().st_ino
+        (never.data / "x").unlink()
+        assert not (never.mounted / "x").exists()
+        assert number
