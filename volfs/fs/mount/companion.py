@@ -12,6 +12,9 @@ import trio
 
 from volfs.fs.inodes import InodeTable
 
+_SHARE = 16
+"""One descriptor in so many is for the service."""
+
 
 class View:
     """What a tree shows, as the process that serves it knows. Safe to use from any thread."""
@@ -40,6 +43,14 @@ class View:
                     return False
                 earlier = True
         return earlier
+
+
+def share(limit: int) -> int:
+    """Return how many descriptors a service may have open, in a process that may have ``limit``.
+
+    The tree does without those.
+    """
+    return limit // _SHARE
 
 
 class Service(Protocol):

@@ -17,7 +17,7 @@ import trio
 
 from volfs.fs.inodes import Descriptors
 from volfs.fs.mount.assembly import Parts, assemble
-from volfs.fs.mount.companion import Companion, Service, View
+from volfs.fs.mount.companion import Companion, Service, View, share
 from volfs.fs.mount.level import RequestSource
 from volfs.fs.mount.mounted import Mounted
 from volfs.fs.mount.mounting import mount
@@ -69,13 +69,14 @@ async def serve(
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     scope_fd = os.open(scope, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     _enlarge_descriptor_table(scope_fd, limit)
+    beside = share(limit) if service is not None else 0
     chores = _Chores(store, options)
     parts = assemble(
         store,
         scope_fd,
         options,
         identity,
-        Descriptors(limit, reserved=len(os.listdir("/proc/self/fd"))),
+        Descriptors(limit, reserved=len(os.listdir("/proc/self/fd")) + beside),
         statistics=lambda: {**source.statistics(), **parts.statistics()},
         on_volume_removed=chores.hurry,
     )
