@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import pytest
 import trio
+import trio.testing
 from starlette.types import ASGIApp
 
 from volfs.docker.application import make_application
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
+from volfs.docker.server import serve
+from volfs.fs.mount.companion import Service
 from volfs.local import LocalDriver
 from volfs.store import References, VolumeStore
 
 T = TypeVar("T")
+
+DEADLINE = 20.0
 
 
 @pytest.fixture
@@ -134,3 +140,54 @@ def asking_at(socket: Path) -> _Asking:
 
 async def in_thread(call: Callable[[], T]) -> T:
     return await trio.to_thread.run_sync(call)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "volfs.sock"
+
+
+@pytest.fixture
+def serving() -> dict[str, Any]:
+    """What ``serve`` is told beside the rest; tests put something else here."""
+    return {}
+
+
+@pytest.fixture
+def served(store: VolumeStore, scope: Path, path: Path, serving: dict[str, Any]) -> Service:
+    return partial(serve, store, Places(str(scope), None, native=True), str(path), **serving)
+
+
+@pytest.fixture
+async def stop(
+    served: Service, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
+) -> AsyncIterator[trio.Event]:
+    """Serves; the event ends it. Nothing may have gone wrong on the way."""
+    event = trio.Event()
+    await nursery.start(served, event)
+    yield event
+    event.set()
+    assert [record for record in caplog.records if record.levelname != "INFO"] == []
+
+
+async def exchange(path: Path, *parts: bytes) -> bytes:
+    """Send parts one after the other, and return all that comes until the server closes."""
+    with trio.fail_after(DEADLINE):
+        async with await trio.open_unix_socket(path) as stream:
+            for part in parts:
+                await stream.send_all(part)
+                await trio.testing.wait_all_tasks_blocked(0.001)
+            received = b""
+            try:
+                async for data in stream:
+                    received += data
+            except trio.BrokenResourceError:
+                pass  # the server has not read all that was sent
+            return received
+
+
+def request(path: str, body: bytes = b"", *headers: str, version: str = "1.1") -> bytes:
+    lines = [f"POST /{path} HTTP/{version}", "Host: plugin", "Connection: close", *headers]
+    if body or not headers:
+        lines.append(f"Content-Length: {len(body)}")
+    return "\r\n".join((*lines, "", "")).encode() + body

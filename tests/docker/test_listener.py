@@ -225,11 +225,10 @@ class TestRemoved:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
             listener.remove()
-            with socket.socket(fileno=listener.descriptor()) as accepting:
-                server, _ = accepting.accept()
-                with server:
-                    client.sendall(b"x")
-                    assert server.recv(1) == b"x"
+            server, _ = listener.socket.accept()
+            with server:
+                client.sendall(b"x")
+                assert server.recv(1) == b"x"
         listener.close()
 
 

@@ -9,7 +9,7 @@ import stat
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,6 +19,7 @@ from tests.children import run_as
 from tests.conftest import (
     Mounted,
     MountFactory,
+    few_descriptors,
     is_mounted,
     mounting,
     open_workspace,
@@ -259,3 +260,33 @@ class TestLife:
                 while other.recv(4096):
                     pass
         wait_for(lambda: descriptors() <= before, "the connections' end")
+
+    @pytest.mark.allow_warnings
+    def test_a_crowd_of_clients_and_a_tree_leave_each_other_descriptors(
+        self, mount: MountFactory, socket_path: Path
+    ) -> None:
+        limit, most = 512, 16
+        tree = mount(
+            plugin=True,
+            plugin_socket=str(socket_path),
+            no_passthrough=True,
+            prepare=few_descriptors(limit),
+        )
+        with ExitStack() as stack, connected(socket_path) as client:
+            client.done("Create", Name="web")
+            files = [tree.mnt / "web" / str(number) for number in range(limit * 2 // 3)]
+            for path in files:
+                os.mknod(path)
+            for path in files[::2]:
+                stack.enter_context(path.open())
+            for path in files:
+                path.stat()
+            for _ in range(4 * most):
+                silent = stack.enter_context(socket.socket(socket.AF_UNIX))
+                silent.connect(str(socket_path))
+            client.done("Mount", Name="web", ID="one")
+            client.done("Unmount", Name="web", ID="one")
+            with os.scandir(tree.mnt / "web") as listing:
+                assert len(list(listing)) == len(files)
+        (warning,) = [line for line in tree.log.splitlines() if line.startswith("WARNING")]
+        assert f"{most} clients are connected to the plugin" in warning

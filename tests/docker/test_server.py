@@ -8,17 +8,21 @@ import stat
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from tests.conftest import wait_for
-from tests.docker.conftest import Client, asking_at, in_thread
+from tests.docker.conftest import (
+    DEADLINE,
+    Client,
+    asking_at,
+    exchange,
+    in_thread,
+    request,
+)
 from volfs.docker.application import make_application
-from volfs.docker.places import Places
-from volfs.docker.server import serve
 from volfs.errors import PluginError
 from volfs.fs.mount.companion import Service
 from volfs.store import VolumeStore
@@ -28,36 +32,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="giving volumes away needs root"),
 ]
 
-DEADLINE = 20.0
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "volfs.sock"
-
-
-@pytest.fixture
-def serving() -> dict[str, Any]:
-    """What ``serve`` is told beside the rest; tests put something else here."""
-    return {}
-
-
-@pytest.fixture
-def served(store: VolumeStore, scope: Path, path: Path, serving: dict[str, Any]) -> Service:
-    return partial(serve, store, Places(str(scope), None, native=True), str(path), **serving)
-
-
-@pytest.fixture
-async def stop(
-    served: Service, nursery: trio.Nursery, caplog: pytest.LogCaptureFixture
-) -> AsyncIterator[trio.Event]:
-    """Serves; the event ends it. Nothing may have gone wrong on the way."""
-    event = trio.Event()
-    await nursery.start(served, event)
-    yield event
-    event.set()
-    assert [record for record in caplog.records if record.levelname != "INFO"] == []
-
 
 @pytest.fixture
 async def client(stop: trio.Event, path: Path) -> AsyncIterator[Client]:
@@ -65,32 +39,9 @@ async def client(stop: trio.Event, path: Path) -> AsyncIterator[Client]:
         yield client
 
 
-async def exchange(path: Path, *parts: bytes) -> bytes:
-    """Send parts one after the other, and return all that comes until the server closes."""
-    with trio.fail_after(DEADLINE):
-        async with await trio.open_unix_socket(path) as stream:
-            for part in parts:
-                await stream.send_all(part)
-                await trio.testing.wait_all_tasks_blocked(0.001)
-            received = b""
-            try:
-                async for data in stream:
-                    received += data
-            except trio.BrokenResourceError:
-                pass  # the server has not read all that was sent
-            return received
-
-
 def _there(path: Path) -> int:
     """The st_mode of what is there, 0 when nothing is."""
     return path.lstat().st_mode if os.path.lexists(path) else 0
-
-
-def request(path: str, body: bytes = b"", *headers: str, version: str = "1.1") -> bytes:
-    lines = [f"POST /{path} HTTP/{version}", "Host: plugin", "Connection: close", *headers]
-    if body or not headers:
-        lines.append(f"Content-Length: {len(body)}")
-    return "\r\n".join((*lines, "", "")).encode() + body
 
 
 class TestHTTP:
@@ -231,30 +182,6 @@ class TestOddClients:
                 await stream.send_all(b"}")
                 assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
                 await stream.aclose()
-
-    async def test_one_that_fails_the_server(
-        self,
-        nursery: trio.Nursery,
-        served: Service,
-        path: Path,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        """The server starts anew, and a connection made meanwhile is answered."""
-        stop = trio.Event()
-        await nursery.start(served, stop)
-        upgrade = "GET /x HTTP/1.1\r\nHost: x\r\nUpgrade: h2c\r\nHTTP2-Settings: x\r\n"
-        upgrade += "Connection: Upgrade\r\n\r\n"
-        with trio.fail_after(DEADLINE):
-            for _ in range(3):
-                async with await trio.open_unix_socket(path) as stream:
-                    await stream.send_all(upgrade.encode())
-                    async for _data in stream:
-                        pass
-                async with asking_at(path) as client:
-                    await client.done("List")
-        failures = [record for record in caplog.records if record.levelname == "ERROR"]
-        assert all(record.exc_info for record in failures)
-        stop.set()
 
 
 class TestMany:

@@ -26,7 +26,8 @@ _BACKLOG = 4096
 class Listener:
     """A listening unix socket for its owner alone, which takes the place of one that is dead.
 
-    May block, for as long as another process needs to do the same in that directory.
+    ``path`` is its name, ``socket`` the socket itself, until it is closed. May block, for as long
+    as another process needs to do the same in that directory.
     """
 
     def __init__(self, path: str) -> None:
@@ -45,7 +46,7 @@ class Listener:
             _make_directory(os.path.dirname(path))
             with _alone_in(os.path.dirname(path)):
                 _make_way(path)
-                self._socket = _listen(path)
+                self.socket = _listen(path)
                 self._inode = _inode(path)
         except OSError as error:
             if error.errno == errno.EADDRINUSE:
@@ -53,10 +54,6 @@ class Listener:
             raise PluginError(
                 f"cannot make the plugin's socket {path}: {error.strerror}; choose another one"
             ) from None
-
-    def descriptor(self) -> int:
-        """Return a new descriptor of the socket, which the caller has to close."""
-        return os.dup(self._socket.fileno())
 
     def remove(self) -> None:
         """Remove the socket's name, unless another has taken it. Connected clients stay."""
@@ -66,7 +63,7 @@ class Listener:
 
     def close(self) -> None:
         """Stop listening."""
-        self._socket.close()
+        self.socket.close()
 
 
 def _make_directory(path: str) -> None:

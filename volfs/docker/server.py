@@ -6,15 +6,12 @@ import logging
 import resource
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve as serve_http
-from hypercorn.typing import Framework
 from starlette.types import ASGIApp
 
 from volfs.docker.application import make_application
+from volfs.docker.clients import Bounds, Clients
 from volfs.docker.listener import Listener
 from volfs.docker.places import Places
 from volfs.docker.plugin import VolumePlugin
@@ -28,6 +25,7 @@ _GRACE = 5.0
 """Seconds for requests under way to be answered when the server ends."""
 
 _RETRY = 0.1
+_BOUNDS = Bounds()
 
 
 async def serve(
@@ -37,6 +35,7 @@ async def serve(
     stop: trio.Event,
     *,
     grace: float = _GRACE,
+    bounds: Bounds = _BOUNDS,
     make: Callable[[VolumePlugin], ASGIApp] = make_application,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -45,22 +44,23 @@ async def serve(
     Started once clients can connect. The socket is gone when this returns or is cancelled.
     Raises PluginError when it cannot be made.
 
-    ``grace``: seconds for requests under way to be answered in the end. ``make`` makes the
-    application.
+    ``grace``: seconds for requests under way to be answered in the end. ``bounds``: how many
+    clients there may be, and how long they may take. ``make`` makes the application.
     """
     listener = await trio.to_thread.run_sync(Listener, socket_path)
     try:
-        application = cast(Framework, make(VolumePlugin(store, places)))
+        application = make(VolumePlugin(store, places))
+        removed = trio.Event()
         task_status.started()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_remove_upon, stop, listener)
-            while not stop.is_set():
+            nursery.start_soon(_remove_upon, stop, listener, removed)
+            while not removed.is_set():
                 try:
-                    config = _config(listener.descriptor(), grace)
-                    await serve_http(application, config, shutdown_trigger=stop.wait, mode="asgi")
+                    clients = Clients(listener.socket, application, bounds=bounds, grace=grace)
+                    await clients.serve(removed)
                 except Exception:
-                    # One client can cause that, as by a malformed upgrade to HTTP/2. The others try
-                    # again: all requests may be repeated.
+                    # The tree that this process may serve as well must not end with it, and
+                    # clients try again: all requests may be repeated.
                     log.exception("the server of the plugin failed; it starts anew")
                     await trio.sleep(_RETRY)
     finally:
@@ -69,22 +69,11 @@ async def serve(
         listener.close()
 
 
-async def _remove_upon(stop: trio.Event, listener: Listener) -> None:
+async def _remove_upon(stop: trio.Event, listener: Listener, removed: trio.Event) -> None:
     # Before the last requests are answered: nobody may connect any more and get no answer.
     await stop.wait()
     await trio.to_thread.run_sync(listener.remove)
-
-
-def _config(descriptor: int, grace: float) -> Config:
-    """Return the server's settings; it takes the descriptor over."""
-    config = Config()
-    config.bind = [f"fd://{descriptor}"]
-    config.backlog = 4096  # it calls listen(2) once more
-    config.accesslog = None
-    config.errorlog = log
-    config.include_server_header = False
-    config.graceful_timeout = grace
-    return config
+    removed.set()
 
 
 async def serve_alone(
