@@ -17,6 +17,6 @@ On real mounts:
   desktops, stressors.
 
 Beside the directories lies what several of them share: ``conftest`` (mounts), ``interpreter``
-(from which volfs is forked), ``forking``, ``daemons``, ``children`` (processes and users), ``threads``,
-``unprivileged``, ``filesystems``, ``acls``, ``documents``.
+(from which volfs is forked), ``forking``, ``daemons``, ``children`` (processes and users),
+``threads``, ``unprivileged``, ``filesystems``, ``acls``, ``documents``.
 """
