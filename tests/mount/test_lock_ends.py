@@ -46,6 +46,19 @@ def test_locks_end_with(sides: Sides, how: str, what: str) -> None:
     sides.gets(lambda: sides.other(name, other, kind))
 
 
+@everywhere
+def test_a_flock_ends_with_the_open_that_made_the_file(sides: Sides) -> None:
+    """Others have the file open and go on, so that the kernel keeps what it reads it by."""
+    path, other_path = sides.one_path.with_name("new"), sides.other_path.with_name("new")
+    one = sides.one("open", path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    assert isinstance(sides.one("open", path), int)
+    other = sides.other("open", other_path)
+    assert sides.one("flock", one, EXCLUSIVE) is None
+    assert sides.other("flock", other, SHARED) == "EAGAIN"
+    assert sides.one("close", one) is None
+    sides.gets(lambda: sides.other("flock", other, SHARED))
+
+
 def test_a_child_is_another_owner(sides: Sides) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
     assert sides.one("set", one, WRITE) is None

@@ -62,6 +62,19 @@ def test_flock_needs_no_right_to_write(sides: Sides) -> None:
     assert sides.other("flock", other, SHARED) == "EAGAIN"
 
 
+def test_flock_holds_however_many_files_are_opened_after_it(sides: Sides) -> None:
+    """More than the daemon keeps descriptors of that it can do without."""
+    one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
+    assert sides.one("flock", one, EXCLUSIVE) is None
+    for number in range(100):
+        path = sides.one_path.with_name(str(number))
+        assert isinstance(sides.one("open", path, os.O_RDWR | os.O_CREAT), int)
+    assert sides.other("flock", other, SHARED) == "EAGAIN"
+    assert sides.one("flock", one, UNLOCK) is None
+    assert sides.other("flock", other, EXCLUSIVE) is None
+    assert sides.one("flock", one, EXCLUSIVE) == "EAGAIN"
+
+
 @everywhere
 def test_record_locks(sides: Sides) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)

@@ -68,6 +68,28 @@ def test_closing_the_table_closes_everything(fs: Filesystem, workspace: Path) ->
     assert open_descriptors() == before
 
 
+def test_a_flock_takes_a_descriptor_of_its_user(fs: Filesystem, workspace: Path) -> None:
+    """Where the kernel serves the file the daemon could do without, were it not for the lock."""
+    fs.root_inode.backing = 1
+    try:
+        table = HandleTable()
+        handle = file_handle(fs, workspace)
+        handle.uid = 1000
+        number = table.add_file(handle)
+        for _ in range(2):
+            assert table.taken == {}
+            table.flock(handle, True)
+            table.flock(handle, True)  # another kind
+            assert table.taken == {1000: 1}
+            table.flock(handle, False)
+        table.flock(handle, True)
+        table.remove_file(number)
+        assert table.taken == {}
+        os.close(handle.fd)
+    finally:
+        fs.root_inode.backing = 0
+
+
 async def test_each_opener_has_the_access_it_asked_for(fs: Filesystem) -> None:
     top, _ = fs.volume()
     node = (await fs.create(top, b"f", b"content")).st_ino

@@ -42,7 +42,9 @@ class Bench:
         self.opened = 0
         self.refused: dict[int, int] = {}
         self.handles: list[FileHandle] = []
-        self.table = LockTable(self._open_again, lambda handle: handle.fd, self._run)
+        self.table = LockTable(
+            self._open_again, lambda handle: handle.fd, lambda handle, has: None, self._run
+        )
 
     def _open_again(self, inode: Inode, flags: int) -> int:
         self.opened += 1

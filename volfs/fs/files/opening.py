@@ -6,8 +6,10 @@ Plain synchronous functions, as those of ``names``.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import stat
+from contextlib import suppress
 from typing import NamedTuple
 
 from volfs.fs.agreement import Connection
@@ -256,6 +258,11 @@ class Opening:
         inode = handle.inode
         fd, handle.fd = handle.fd, -1
         second, handle.second = handle.second, -1
+        if handle.flocked:
+            # Closing is not enough where the file was made by this open: then the kernel's backing
+            # id stands for the same open file description, and lives as long as any open.
+            with suppress(OSError):
+                fcntl.flock(fd, fcntl.LOCK_UN)
         try:
             if second >= 0:
                 os.close(second)

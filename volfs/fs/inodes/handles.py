@@ -41,7 +41,8 @@ class FileHandle(Handle):
     ``flags``: those to open it again with. ``sync_error``: the errno of a failed fsync that this
     opener has yet to be told of, else 0. ``direct``: it was opened with O_DIRECT.
     ``synchronous``: writes wait for the disk. ``appending``: it was opened with O_APPEND.
-    ``writes``: the opener may write to it; ``writes_maps``: through mappings, too.
+    ``writes``: the opener may write to it; ``writes_maps``: through mappings, too. ``flocked``: it
+    has a flock, which is on ``fd``.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class FileHandle(Handle):
         "direct",
         "fd_appends",
         "flags",
+        "flocked",
         "second",
         "sync_error",
         "synchronous",
@@ -69,6 +71,7 @@ class FileHandle(Handle):
         self.direct = bool(flags & os.O_DIRECT)
         self.writes = bool(flags & os.O_ACCMODE)
         self.writes_maps = flags & os.O_ACCMODE == os.O_RDWR
+        self.flocked = False
 
     @property
     def descriptors(self) -> tuple[int, ...]:
@@ -210,6 +213,8 @@ class HandleTable:
         If there are too many of the kind now, that of another is closed, unless ``can_spare``
         says of its inode and descriptor that this one is needed.
         """
+        if handle.flocked:
+            return
         spared = self._spared
         spared[handle] = None
         spared.move_to_end(handle)
@@ -235,6 +240,24 @@ class HandleTable:
         self._doubled.add(handle)
         self.descriptors += 1
         return True
+
+    def flock(self, handle: FileHandle, has: bool) -> None:
+        """Note that an open file has a flock now, or has none.
+
+        Its descriptor is not to be spared meanwhile, and so counts as its user's.
+        """
+        handle.flocked = has
+        if not handle.inode.backing:
+            return
+        if has:
+            self._spared.pop(handle, None)
+            if not handle.takes:
+                self._take(handle, 1)
+        else:
+            self._give(handle)
+            handle.takes = 0
+            if handle.fd >= 0:
+                self._spared[handle] = None
 
     def file(self, number: int) -> FileHandle:
         """The open file with this number. Raises OSError(EBADF)."""

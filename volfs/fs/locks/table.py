@@ -25,7 +25,8 @@ class LockTable:
 
     ``open_again(inode, flags)`` opens the backing file once more, with an access mode and with
     O_APPEND for those that allow no other writing; ``descriptor(handle)`` is that of an open
-    file; ``run(call, inode)`` runs a call in a worker thread.
+    file, and ``note_flock(handle, has)`` hears whether a flock is set on that; ``run(call, inode)``
+    runs a call in a worker thread.
 
     ``try_get``, ``try_set``, ``flushed`` and ``released`` do not wait on local filesystems, and
     are to be called on the event loop; on slow ones (Device.slow) in a worker thread.
@@ -35,10 +36,12 @@ class LockTable:
         self,
         open_again: Callable[[Inode, int], int],
         descriptor: Callable[[FileHandle], int],
+        note_flock: Callable[[FileHandle, bool], None],
         run: Callable[[Callable[[], Any], Inode], Awaitable[Any]],
     ) -> None:
         self._open_again = open_again
         self._descriptor = descriptor
+        self._note_flock = note_flock
         self._run = run
         self._files: dict[Inode, LockedFile] = {}
         self._queues = LockQueues(self._try, run)
@@ -189,6 +192,7 @@ class LockTable:
             if had is not None:
                 fcntl.flock(self._descriptor(handle), fcntl.LOCK_UN)
                 del file.flocks[handle]
+                self._note_flock(handle, False)
             return Tried.SET, had is not None
         inside = file.flocked_against(handle, kind)
         if inside and had is None:
@@ -197,9 +201,11 @@ class LockTable:
             fcntl.flock(self._descriptor(handle), _FLOCKS[kind] | fcntl.LOCK_NB)
         except BlockingIOError:
             # Converting a lock drops it first, and so for good when it fails (flock(2)).
-            file.flocks.pop(handle, None)
+            if file.flocks.pop(handle, None) is not None:
+                self._note_flock(handle, False)
             return Tried.HELD_INSIDE if inside else Tried.HELD_OUTSIDE, had is not None
         file.flocks[handle] = kind
+        self._note_flock(handle, True)
         return Tried.SET, had is not None
 
     def _try_record(self, file: LockedFile, request: LockRequest) -> tuple[Tried, bool]:

@@ -96,7 +96,7 @@ def assemble(
         only_empty=options.rmdir == "empty",
     )
     threads = WorkerThreads(identity, connection, descriptors.closing)
-    locks = LockTable(opening.open_again, opening.descriptor, threads.run)
+    locks = LockTable(opening.open_again, opening.descriptor, handles.flock, threads.run)
     room = Room(descriptors, handles)
     files = FileRequests(
         inodes, handles, opening, writing, locks, identity, threads, connection, room
