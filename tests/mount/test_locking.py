@@ -125,6 +125,19 @@ def test_of_several_conflicting_locks_the_first_is_told(sides: Sides) -> None:
 
 
 @everywhere
+def test_of_several_owners_the_first_is_told(sides: Sides) -> None:
+    """Wherever in the file their locks are; who had none for a while is the last."""
+    first, second = sides.one("open", sides.one_path), sides.one("open", sides.one_path)
+    other = sides.other("open", sides.other_path)
+    for fd, start in ((first, 50), (second, 30), (first, 40), (second, 10)):
+        assert sides.one("set by description", fd, WRITE, start, 5) is None
+    assert sides.other("get", other, READ)[1] == 40
+    assert sides.one("set by description", first, NONE) is None
+    assert sides.one("set by description", first, WRITE, 0, 5) is None
+    assert sides.other("get", other, READ)[1] == 10
+
+
+@everywhere
 def test_locks_of_descriptions(sides: Sides) -> None:
     one, other = sides.one("open", sides.one_path), sides.other("open", sides.other_path)
     second = sides.one("open", sides.one_path)

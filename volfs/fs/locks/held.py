@@ -135,8 +135,9 @@ class LockOwner:
 
 
 class LockedFile:
-    """The locks on one file. ``flocks``: the kind by open file. ``unflushed``: open files whose
-    close is reported only at RELEASE, when nobody has them open any more."""
+    """The locks on one file. ``owners``, who has had locks for longest first. ``flocks``: the kind
+    by open file. ``unflushed``: open files whose close is reported only at RELEASE, when nobody has
+    them open any more."""
 
     __slots__ = ("flocks", "inode", "owners", "unflushed")
 

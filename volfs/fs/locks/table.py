@@ -70,7 +70,8 @@ class LockTable:
     def try_get(self, handle: FileHandle, owner: int, lock: Lock) -> Lock:
         """The lock that keeps ``owner`` from setting this record lock; F_UNLCK if none does.
 
-        Of several it is the first in the file, as programs expect of fcntl(2).
+        Of several it is that of the owner who has had locks on the file for longest, and of that
+        owner's the first in the file: as the kernel has it (posix_test_lock in fs/locks.c).
 
         With F_UNLCK as its kind, one of the owner's own in that range, as F_OFD_GETLK has it.
         """
@@ -78,9 +79,8 @@ class LockTable:
         with self._exclusion(inode.device):
             file = self._files.get(inode)
             if file is not None and lock.kind != fcntl.F_UNLCK:
-                found = [other for _, other in file.against(owner, lock)]
-                if found:
-                    return min(found, key=lambda other: other.start)
+                for _, other in file.against(owner, lock):
+                    return other
             own = file.owners.get(owner) if file is not None else None
             # Without locks of its own any description will do: there are none on those of handles.
             fd = own.fd if own is not None and own.fd >= 0 else self._descriptor(handle)
@@ -229,7 +229,7 @@ class LockTable:
             return Tried.SET, freed
         if file.against(number, lock):
             return Tried.HELD_INSIDE, freed
-        weakened = lock.kind == fcntl.F_RDLCK and bool(owner.held)
+        had = bool(owner.held)
         try:
             if owner.fd < 0:
                 owner.fd = self._open(file.inode, lock.kind)
@@ -245,9 +245,11 @@ class LockTable:
         finally:
             if not owner.held:
                 owner.close()
+        if not had:
+            file.owners.pop(number, None)  # it comes last now
         file.owners[number] = owner
         self._watch(file, owner, request)
-        return Tried.SET, freed or weakened
+        return Tried.SET, freed or (had and lock.kind == fcntl.F_RDLCK)
 
     def _watch(self, file: LockedFile, owner: LockOwner, request: LockRequest) -> None:
         """See to it that the lock just set is dropped when it should be."""
