@@ -122,12 +122,49 @@ def test_whoever_may_write_takes_the_bits_away_by_writing(pair: Pair, uid: int) 
     assert told[:2] == [5, (oct(stat.S_IFREG | 0o777), USER, USER)]
 
 
+def overwrite(path: Path) -> None:
+    with path.open("r+b", buffering=0) as file:
+        file.write(b"other")
+
+
+WRITES = {
+    "truncate": lambda path: os.truncate(path, 3),
+    "open": lambda path: os.close(os.open(path, os.O_WRONLY | os.O_TRUNC)),
+    "write": overwrite,
+}
+
+
+@pytest.mark.parametrize("how", WRITES)
+@pytest.mark.parametrize("uid", [USER, OTHER], ids=["owner", "stranger"])
+def test_whoever_may_write_takes_file_capabilities_away_too(pair: Pair, uid: int, how: str) -> None:
+    """Before it truncates, the kernel has them removed as it does before it changes nothing."""
+
+    def operation(top: Path) -> list[object]:
+        told: list[object] = []
+        for mode in (0o777, 0o4777, 0o2777, 0o6777):
+            path = top / f"{mode:o}"
+            path.write_bytes(b"program")
+            os.chown(path, USER, USER)
+            path.chmod(mode)
+            os.setxattr(path, "security.capability", CAPABILITY)
+            told.append(run_as(partial(outcome, WRITES[how], path), uid))
+            behind = pair.data / path.name if top == pair.mounted else path
+            for seen in (path, behind):
+                told += [owned(seen), outcome(os.getxattr, seen, "security.capability")]
+            told.append(path.read_bytes())
+        return told
+
+    assert "EPERM" not in pair.same(operation)
+
+
 def test_a_stranger_takes_nothing_while_somebody_else_writes(shared: Mounted, pair: Pair) -> None:
     """A known difference: it is then told that all is well, and yet nothing is changed."""
     path = pair.mounted / "program"
     path.write_bytes(b"program")
     path.chmod(0o6755)
+    os.setxattr(path, "security.capability", CAPABILITY)
     with path.open("r+b"):
         run_as(partial(outcome, chown_nothing, path), OTHER)
+        assert os.getxattr(path, "security.capability") == CAPABILITY
         assert owned(path)[0] == oct(stat.S_IFREG | 0o6755)
         assert owned(pair.data / "program")[0] == oct(stat.S_IFREG | 0o6755)

@@ -158,17 +158,19 @@ class Attributes:
     def removexattr(self, inode: Inode, name: bytes, ctx: Requester) -> None:
         """removexattr(2).
 
-        Of file capabilities the kernel also has it done before it changes nothing of the owner,
-        or writes: see ``_change_nothing``.
+        Of file capabilities the kernel also has it done before it writes, truncates, or changes
+        nothing of the owner, whoever does that (``_change_nothing``). Where set-user-ID or
+        set-group-ID bits tell who may, it is left to what comes then: that takes the capabilities
+        away with them, or is refused.
         """
         check_xattr(name)
         fd = self._inodes.reach(inode)
         if name == _CAPABILITY:
             status = fstat(fd)
-            if _is_privileged(status) and not _is_written(inode):
+            if _is_privileged(status):
                 caller = who(ctx)
                 if not _owns(caller, status) and not caller.has(syscalls.CAP_SETFCAP):
-                    raise os_error(errno.EPERM)
+                    return
         os.removexattr(f"/proc/self/fd/{fd}", name)
 
 
