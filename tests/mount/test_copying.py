@@ -132,6 +132,19 @@ def test_what_is_open_sees_the_copy(pair: Pair) -> None:
         assert os.pread(reading, len(CONTENT), 0) == CONTENT
 
 
+def test_the_source_has_been_read(pair: Pair) -> None:
+    """Its time of access is new at once."""
+
+    def operation(top: Path) -> bool:
+        source = top / "source"
+        source.write_bytes(CONTENT)
+        os.utime(source, (1, 1))
+        copy_range(source, top / "target", 100)
+        return os.stat(source).st_atime > 1
+
+    assert pair.same(operation) is True
+
+
 def test_mappings_take_part(pair: Pair) -> None:
     """Pages that a mapping wrote are copied, and mapped pages of the target are the new ones."""
 

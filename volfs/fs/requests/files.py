@@ -318,9 +318,12 @@ class FileRequests:
             with self._writing.lent(target, appends=False) as target_fd:
                 source_fd = self._opening.descriptor(source)
                 with self._identity.acting(*ids_of(who), 0), clearing_for(who, target_fd):
-                    return ranges.copy(
+                    copied = ranges.copy(
                         source_fd, offset, target_fd, target_offset, length, flags, stopping
                     )
+            # The source was read, and has a new time of access, which the kernel does not know of.
+            self._connection.forget_attributes(source.inode.node_id)
+            return copied
 
         if not target.synchronous and length <= ranges.QUICK_COPY:
             return self._threads.changing(lambda: call(bool), target.inode, source.inode)
