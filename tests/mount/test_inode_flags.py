@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 import struct
 import subprocess
 import termios
@@ -417,3 +418,21 @@ def test_the_root_has_no_flags(shared: Mounted) -> None:
     with pytest.raises(OSError) as caught:
         change(shared.mnt, 0)
     assert caught.value.errno == errno.ENOTTY
+
+
+def test_an_immutable_file_has_no_owner_to_change_not_even_to_what_it_is(pair: Pair) -> None:
+    """Whoever had it open for writing before: who only begins to write asks for the same."""
+
+    def operation(top: Path) -> list[object]:
+        told: list[object] = []
+        for mode in (0o644, 0o6755):
+            path = top / f"{mode:o}"
+            path.write_bytes(b"content")
+            path.chmod(mode)
+            with path.open("r+b"):
+                chattr(path, "+i")
+                told.append(outcome(os.chown, path, -1, -1))
+                told.append(stat.filemode(path.stat().st_mode))
+        return told
+
+    assert pair.same(operation) == ["EPERM", "-rw-r--r--", "EPERM", "-rwsr-sr-x"]

@@ -121,7 +121,8 @@ class Attributes:
             else:
                 calls.chown(fd, -1, -1)
         except PermissionError:
-            if not _is_written(inode):
+            # Of a file without such bits, or its owner's, it was refused for another reason.
+            if owns or not _is_privileged(status) or not _is_written(inode):
                 raise
 
     # -- extended attributes
