@@ -70,15 +70,17 @@ def test_setfacl_and_getfacl(pair: Pair) -> None:
     ids=["stranger", "main group", "supplementary group", "root"],
 )
 @pytest.mark.parametrize("mode", [0o2755, 0o2644, 0o6777, 0o755])
+@pytest.mark.parametrize("group", [MEMBERS, 0])
 def test_setgid_stays_under_a_new_acl_for_members(
-    pair: Pair, mode: int, uid: int, gid: int, groups: list[int]
+    pair: Pair, group: int, mode: int, uid: int, gid: int, groups: list[int]
 ) -> None:
+    """The daemon's own group is root's, which makes no member of anybody else."""
     acls = [acl(7, 5, 5), acl(7, 5, 5, users={OTHER: 7}, mask=7), acl(6, 4, 0)]
 
     def operation(top: Path) -> list[tuple[str, int, int]]:
         for number in range(2 * len(acls)):
             path = make_open_to_all(top / f"it{number}", "directory" if number % 2 else "file")
-            os.chown(path, USER, MEMBERS)
+            os.chown(path, USER, group)
             path.chmod(mode)
 
         def change() -> None:

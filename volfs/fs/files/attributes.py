@@ -135,8 +135,9 @@ class Attributes:
         if name == _ACL and os.geteuid() == 0:
             status = fstat(fd)
             # An access ACL clears setgid for an owner outside the group, and for no other.
-            if status.st_mode & stat.S_ISGID and keeps_setgid(ctx, status.st_gid):
-                with KeepingSetgid():
+            if status.st_mode & stat.S_ISGID:
+                keeps = keeps_setgid(ctx, status.st_gid)
+                with Owning(all_files=True, all_groups=keeps):
                     os.setxattr(path, name, value, flags)
                 return
         os.setxattr(path, name, value, flags)
