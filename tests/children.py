@@ -7,6 +7,7 @@ import pickle
 import signal
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from types import TracebackType
 from typing import Generic, NoReturn, TypeVar
 
@@ -26,6 +27,9 @@ STRANGERS = 3000
 
 CLONE_NEWNS = 0x20000
 MS_REC_PRIVATE = 0x4000 | 0x40000
+
+# It imports a module when first called, which a user whose child it is may not be able to read.
+datetime.strptime("2000", "%Y")
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to give files away")
 
