@@ -40,6 +40,11 @@ class TestAll:
         text = volfs_help(command, "--help")
         assert f"\n    volfs {command}" in text
 
+    def test_alone_it_shows_its_help(self) -> None:
+        result = volfs()
+        assert (result.code, result.out) == (2, "")
+        assert result.err == volfs_help("--help")
+
     def test_version(self) -> None:
         assert volfs("--version").out == f"volfs, version {volfs_version()}\n"
 

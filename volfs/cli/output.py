@@ -113,6 +113,17 @@ def can_ask() -> bool:
     return sys.stdin is not None and sys.stdin.isatty()
 
 
+def confirmed(question: str, otherwise: str) -> bool:
+    """Ask on the terminal, and print ``otherwise`` when the answer is no, as it is by default.
+
+    Raises click.Abort where no answer comes, as upon Ctrl-C.
+    """
+    if click.confirm(question, err=True):
+        return True
+    click.echo(otherwise)
+    return False
+
+
 def complain(message: str) -> None:
     """Print one line of complaint on standard error."""
     click.echo(f"volfs: {printable(' '.join(message.split()))}", err=True)

@@ -13,7 +13,7 @@ import click
 
 from volfs.cli.filters import FILTERS, Filters
 from volfs.cli.listing import filter_option, find, measure_all, print_volumes
-from volfs.cli.output import can_ask, complain, json_option, print_json
+from volfs.cli.output import can_ask, complain, confirmed, json_option, print_json
 from volfs.cli.scope import open_scope, scope_option
 from volfs.cli.volumes import for_each, say_removed, user
 from volfs.errors import VolfsError, VolumeNotFoundError
@@ -77,7 +77,9 @@ def prune(scope: str | None, filters: Filters, yes: bool, as_json: bool) -> int:
             print_volumes(found, with_size=True, with_users=False)
     if found and not yes:
         what = "this volume" if len(found) == 1 else f"these {len(found)} volumes"
-        click.confirm(f"Remove {what}? (volfs restore NAME brings one back)", abort=True, err=True)
+        question = f"Remove {what}? (volfs restore NAME brings one back)"
+        if not confirmed(question, otherwise="nothing removed"):
+            return code
     removed, failed = remove_chosen(scope, filters, chosen, quiet=as_json)
     if as_json:
         print_json([{"name": name} for name in removed])

@@ -10,6 +10,7 @@ from volfs.cli.durations import parse_duration
 from volfs.cli.output import (
     can_ask,
     complain,
+    confirmed,
     iso,
     json_option,
     local_time,
@@ -91,7 +92,9 @@ def purge(scope: str | None, yes: bool, older_than: float | None, as_json: bool)
                     ("NAME", "REMOVED", "ID"),
                     ((e.name, local_time(e.removed_at), e.id) for e in entries),
                 )
-                click.confirm(f"Delete these {len(entries)} for good?", abort=True)
+                what = "this one" if len(entries) == 1 else f"these {len(entries)}"
+                if not confirmed(f"Delete {what} for good?", otherwise="nothing deleted"):
+                    return 0
             # What somebody else removes meanwhile was not shown, so it stays.
             purged = opened.store.purge([entry.id for entry in entries])
         if as_json:
