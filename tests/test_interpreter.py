@@ -64,7 +64,7 @@ def test_its_environment_and_its_end_are_told(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "web\n", "")
     failed = interpreter.run("rm", "nope", environment={"VOLFS_SCOPE": scope})
     assert (failed.returncode, failed.stdout) == (4, "")
-    assert failed.stderr == "volfs: no volume 'nope'\n"
+    assert failed.stderr == f"volfs: no volume 'nope' in {scope}\n"
 
 
 def test_one_that_is_killed_says_so(mount: MountFactory) -> None:

@@ -44,7 +44,7 @@ def test_for_people(web: Path) -> None:
 def test_json_of_what_is_there(web: Path) -> None:
     result = volfs("inspect", "--json", "web", "nope")
     assert result.code == 4
-    assert result.err == "volfs: no volume 'nope'\n"
+    assert result.err == f"volfs: no volume 'nope' in {os.environ['VOLFS_SCOPE']}\n"
     (found,) = result.json
     assert found.pop("created_at").endswith("Z")
     assert found == {

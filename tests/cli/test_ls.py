@@ -42,8 +42,8 @@ def write(scope: Path, volume: str, size: int) -> None:
 def columns(*words: str | Path) -> list[dict[str, str]]:
     """What is listed to a pipe, by the names of the columns."""
     result = volfs("ls", *words)
-    assert (result.code, result.err) == (0, "")
     head, *lines = (line.split("\t") for line in result.out.splitlines())
+    assert (result.code, bool(result.err)) == (0, not lines)
     return [dict(zip(head, line, strict=True)) for line in lines]
 
 

@@ -39,7 +39,7 @@ class TestRemove:
     def test_missing(self, web: Path) -> None:
         result = volfs("rm", "nope", "web")
         assert result.code == 4
-        assert result.err == "volfs: no volume 'nope'\n"
+        assert result.err == f"volfs: no volume 'nope' in {os.environ['VOLFS_SCOPE']}\n"
         assert names() == []
 
     def test_only_empty(self, web: Path) -> None:

@@ -26,6 +26,7 @@ RUN = {
     ("README.md", "At boot", "fstab"),
     ("mount.volfs.8.md", "DESCRIPTION", "sh"),
     ("mount.volfs.8.md", "FSTAB", "fstab"),
+    ("volfs.8.md", "NAMES", "sh"),
     ("volfs.8.md", "Docker", "sh"),
     ("volfs.8.md", "Podman", "toml"),
     ("volfs.8.md", "Podman", "sh"),

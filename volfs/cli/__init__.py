@@ -132,8 +132,9 @@ def cli() -> None:
       volfs umount /mnt/volumes
 
     All commands but mount, umount and plugin work on a scope directly, whether it is mounted or
-    not. The scope is --scope, else $VOLFS_SCOPE, else /var/lib/volfs for root and
-    $XDG_DATA_HOME/volfs for others. `volfs help` lists the pages of the manual.
+    not. The scope is --scope, else that of the tree one stands in, else $VOLFS_SCOPE, else
+    /var/lib/volfs for root and $XDG_DATA_HOME/volfs for others. A volume is named by its name, or
+    by its path in a tree. `volfs help` lists the pages of the manual.
     """
 
 

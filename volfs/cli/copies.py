@@ -15,7 +15,7 @@ import click
 from volfs.cli.interruption import cleaning_up
 from volfs.cli.output import complain, json_option, number, print_json, printable, size
 from volfs.cli.progress import Meter
-from volfs.cli.scope import open_scope, scope_option
+from volfs.cli.scope import find_volumes, open_scope, scope_option
 from volfs.cli.volumes import describe, key_values, label_option
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ create_option = click.option(
 @click.argument("source", metavar="SRC")
 @click.argument("name", metavar="DST")
 def clone(
-    scope: str | None,
+    scope: str,
     labels: tuple[str, ...],
     options: tuple[str, ...],
     as_json: bool,
@@ -65,6 +65,7 @@ def clone(
     """
     from volfs.volume import NewVolume
 
+    scope, (source, name) = find_volumes(scope, source, name)
     new = NewVolume(name, key_values(options, "--opt"), key_values(labels, "--label"))
     with open_scope(scope) as opened, cleaning_up():
         path = opened.store.get(source).path
@@ -84,7 +85,7 @@ def clone(
 @scope_option
 @click.option("-o", "--output", metavar="FILE", help="Write to a file instead.")
 @click.argument("name", metavar="VOLUME")
-def export(scope: str | None, output: str | None, name: str) -> int:
+def export(scope: str, output: str | None, name: str) -> int:
     """Write what is in a volume to standard output, as a tar archive.
 
     \b
@@ -104,6 +105,7 @@ def export(scope: str | None, output: str | None, name: str) -> int:
         raise click.UsageError("an archive is not for a terminal; redirect it, or use --output")
     from volfs.copies.archive import pack
 
+    scope, (name,) = find_volumes(scope, name)
     with open_scope(scope) as opened, cleaning_up():
         path = opened.store.get(name).path
         with (
@@ -131,7 +133,7 @@ def export(scope: str | None, output: str | None, name: str) -> int:
 @json_option
 @click.argument("name", metavar="VOLUME")
 def import_(
-    scope: str | None,
+    scope: str,
     input_file: str | None,
     labels: tuple[str, ...],
     options: tuple[str, ...],
@@ -157,6 +159,7 @@ def import_(
     from volfs.volume import NewVolume
 
     complaints: tuple[str, ...] = ()
+    scope, (name,) = find_volumes(scope, name)
     with _read(input_file) as source, open_scope(scope, make=True) as opened, cleaning_up():
         with Meter(f"importing {name}", _length(source)) as meter:
 

@@ -15,7 +15,7 @@ _MARKS = {"ok": ("ok", "green"), "limited": ("--", "yellow"), "missing": ("!!", 
 @click.command()
 @scope_option
 @json_option
-def doctor(scope: str | None, as_json: bool) -> int:
+def doctor(scope: str, as_json: bool) -> int:
     """Show what this machine offers and lacks.
 
     \b

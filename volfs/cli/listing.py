@@ -22,7 +22,7 @@ from volfs.cli.output import (
     size,
     users,
 )
-from volfs.cli.scope import open_scope, scope_option
+from volfs.cli.scope import find_each, open_scope, scope_option
 from volfs.cli.space import by_size, measured, space_cell, space_fields
 from volfs.cli.volumes import describe, for_each
 from volfs.errors import VolfsError, VolumeNotFoundError
@@ -124,7 +124,7 @@ def measure_all(found: Iterable[ListedVolume]) -> None:
 @click.option("-q", "--quiet", is_flag=True, help="Print only names (of removed volumes: ids).")
 @json_option
 def ls(
-    scope: str | None,
+    scope: str,
     filters: Filters,
     with_size: bool,
     sort: str,
@@ -181,6 +181,9 @@ def ls(
             print_lines(item.volume.name for item in found)
         else:
             print_volumes(found, with_size=with_size, with_users=True)
+            if not found and not code:
+                nothing = "no volumes" if filters == Filters() else "no such volumes"
+                click.echo(printable(f"{nothing} in {opened.path}"), err=True)
     return code
 
 
@@ -220,6 +223,8 @@ def _list_removed(opened: OpenScope, *, reverse: bool, quiet: bool, as_json: boo
             ("NAME", "REMOVED", "BY", "ID"),
             ((e.name, local_time(e.removed_at), e.by or "-", e.id) for e in entries),
         )
+        if not entries:
+            click.echo(printable(f"nothing in the trash of {opened.path}"), err=True)
 
 
 def _sorted(found: list[ListedVolume], sort: str, reverse: bool) -> list[ListedVolume]:
@@ -241,7 +246,7 @@ def _age(volume: Volume) -> tuple[bool, float]:
 @click.option("--no-size", is_flag=True, help="Do not measure: that looks at every file.")
 @json_option
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-def inspect(scope: str | None, no_size: bool, as_json: bool, names: tuple[str, ...]) -> int:
+def inspect(scope: str, no_size: bool, as_json: bool, names: tuple[str, ...]) -> int:
     """Show all that is known of volumes, and who uses them.
 
     \b
@@ -256,6 +261,7 @@ def inspect(scope: str | None, no_size: bool, as_json: bool, names: tuple[str, .
     from volfs.store import tree_mounts
 
     found = []
+    scope, volumes = find_each(scope, *names)
     with open_scope(scope) as opened:
         trees = tree_mounts(opened.path)
 
@@ -278,7 +284,7 @@ def inspect(scope: str | None, no_size: bool, as_json: bool, names: tuple[str, .
             found.append({})
             _print_fields(item, places, with_size=not no_size)
 
-        code = for_each(names, one)
+        code = for_each(volumes, one)
         if as_json:
             print_json(found)
     return code

@@ -10,12 +10,12 @@ import click
 
 from volfs.cli.options import mount_options, request_of
 from volfs.cli.output import complain
-from volfs.cli.scope import default_scope, scope_option
+from volfs.cli.scope import default_scope, served_scope_option
 from volfs.errors import MountError
 
 
 @click.command()
-@scope_option
+@served_scope_option
 @mount_options
 @click.option("-f", "--foreground", is_flag=True, help="Stay, and log to standard error.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, not only what fails.")

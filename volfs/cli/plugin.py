@@ -9,11 +9,11 @@ from pathlib import Path
 import click
 
 from volfs.cli.durations import parse_duration
-from volfs.cli.scope import default_scope, scope_option
+from volfs.cli.scope import default_scope, served_scope_option
 
 
 @click.command()
-@scope_option
+@served_scope_option
 @click.option(
     "--mount", "mountpoint", metavar="MOUNTPOINT", help="Where the tree of the scope is mounted."
 )

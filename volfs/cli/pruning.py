@@ -51,7 +51,7 @@ FRESH = 0.2
 )
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option
-def prune(scope: str | None, filters: Filters, yes: bool, as_json: bool) -> int:
+def prune(scope: str, filters: Filters, yes: bool, as_json: bool) -> int:
     """Remove the volumes that nobody uses, with their data, into the trash.
 
     \b
@@ -89,7 +89,7 @@ def prune(scope: str | None, filters: Filters, yes: bool, as_json: bool) -> int:
 
 
 def remove_chosen(
-    scope: str | None,
+    scope: str,
     filters: Filters,
     chosen: list[Chosen],
     *,

@@ -18,8 +18,9 @@ from volfs.cli.output import (
     print_table,
     printable,
 )
-from volfs.cli.scope import open_scope, scope_option
+from volfs.cli.scope import find_volumes, open_scope, scope_option
 from volfs.cli.volumes import describe
+from volfs.errors import VolumeNotFoundError
 
 
 @click.command()
@@ -27,7 +28,7 @@ from volfs.cli.volumes import describe
 @click.option("--as", "new_name", metavar="NEW", help="Restore it under another name.")
 @json_option
 @click.argument("which", metavar="NAME|ID")
-def restore(scope: str | None, new_name: str | None, as_json: bool, which: str) -> None:
+def restore(scope: str, new_name: str | None, as_json: bool, which: str) -> None:
     """Bring a removed volume back, with its data, labels and options.
 
     \b
@@ -37,8 +38,13 @@ def restore(scope: str | None, new_name: str | None, as_json: bool, which: str) 
 
     Refused when a volume of that name exists: use --as.
     """
+    words = [which] if new_name is None else [which, new_name]
+    scope, [which, *others] = find_volumes(scope, *words)
     with open_scope(scope) as opened:
-        volume = opened.store.restore(which, new_name)
+        try:
+            volume = opened.store.restore(which, *others)
+        except VolumeNotFoundError as error:
+            raise VolumeNotFoundError(f"{opened.path}: {error}") from None
         if as_json:
             print_json(describe(volume))
         else:
@@ -62,7 +68,7 @@ def _duration(ctx: click.Context, param: click.Parameter, text: str | None) -> f
     help="Only what was removed longer ago than this, such as 12h or 7d.",
 )
 @json_option
-def purge(scope: str | None, yes: bool, older_than: float | None, as_json: bool) -> int:
+def purge(scope: str, yes: bool, older_than: float | None, as_json: bool) -> int:
     """Empty the trash: delete removed volumes for good.
 
     \b

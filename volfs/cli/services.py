@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from volfs.errors import PluginError, VolfsError
+from volfs.errors import PluginError, ScopeError, VolfsError
 from volfs.linux.mountinfo import is_inside
 
 if TYPE_CHECKING:
@@ -44,6 +44,19 @@ def default_socket() -> str:
     return str(Path(runtime) / "volfs.sock")
 
 
+def _require_no_tree(scope: str) -> None:
+    """Raise ScopeError for a tree: as a scope, its volumes would be named for what a scope holds.
+
+    Commands that look take it for the tree's scope. What serves for long is told to say so
+    itself: as long as that tree is not mounted, the same words would mean another scope.
+    """
+    from volfs.store import MountedTrees
+
+    at = MountedTrees().at(os.path.realpath(scope))
+    if at is not None and not at.inside:
+        raise ScopeError(f"{scope} is a tree of {at.scope}: give that as the scope")
+
+
 def serve_tree(
     scope: str, mountpoint: str, request: MountRequest, ready: Callable[[], None]
 ) -> None:
@@ -60,6 +73,7 @@ def serve_tree(
     from volfs.store import open_scope
 
     check(scope, mountpoint, request.options)
+    _require_no_tree(scope)
     # The tree knows by itself what is open in it.
     with open_scope(scope, keep_removed=request.keep_removed, open_files=False) as opened:
         plugin, view = None, View()
@@ -102,6 +116,7 @@ def serve_plugin(request: PluginRequest, ready: Callable[[], None]) -> None:
     from volfs.docker.server import serve_alone
     from volfs.store import open_scope
 
+    _require_no_tree(request.scope)
     keep = request.keep_removed
     with open_scope(request.scope, keep_removed=keep or 0.0) as opened:
         mountpoint = request.mountpoint and os.path.realpath(request.mountpoint)

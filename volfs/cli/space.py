@@ -30,7 +30,7 @@ Item = TypeVar("Item")
 @click.command()
 @scope_option
 @json_option
-def df(scope: str | None, as_json: bool) -> None:
+def df(scope: str, as_json: bool) -> None:
     """Show the space each volume takes, and what the trash holds, largest first.
 
     \b

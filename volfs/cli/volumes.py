@@ -18,8 +18,8 @@ from volfs.cli.output import (
     print_lines,
     printable,
 )
-from volfs.cli.scope import given_scope, open_scope, scope_option
-from volfs.errors import VolfsError
+from volfs.cli.scope import find_each, find_volumes, found, given_scope, open_scope, scope_option
+from volfs.errors import InvalidNameError, VolfsError
 
 if TYPE_CHECKING:
     from volfs.volume import Volume
@@ -44,7 +44,7 @@ label_option = click.option(
 @json_option
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
 def create(
-    scope: str | None,
+    scope: str,
     options: tuple[str, ...],
     labels: tuple[str, ...],
     as_json: bool,
@@ -63,6 +63,11 @@ def create(
 
     wanted, tags = key_values(options, "--opt"), key_values(labels, "--label")
     made: list[Volume] = []
+    # The volume to start from is named last, should it be named at all.
+    source = [wanted["from"]] if "from" in wanted else []
+    scope, volumes = find_each(scope, *names, *source)
+    if source:
+        wanted["from"] = found(volumes.pop())
     with open_scope(scope, make=True) as opened:
 
         def one(name: str) -> None:
@@ -70,7 +75,7 @@ def create(
             if not as_json:
                 click.echo(printable(name))
 
-        code = for_each(names, one)
+        code = for_each(volumes, one)
         if as_json:
             print_json([describe(volume) for volume in made])
     return code
@@ -81,7 +86,7 @@ def create(
 @click.option("--empty", is_flag=True, help="Remove only what holds no data.")
 @json_option
 @click.argument("names", metavar="NAME...", nargs=-1, required=True)
-def rm(scope: str | None, empty: bool, as_json: bool, names: tuple[str, ...]) -> int:
+def rm(scope: str, empty: bool, as_json: bool, names: tuple[str, ...]) -> int:
     """Remove volumes, with their data, into the trash.
 
     \b
@@ -93,6 +98,7 @@ def rm(scope: str | None, empty: bool, as_json: bool, names: tuple[str, ...]) ->
     mount in any container, or a file open through the tree.
     """
     removed: list[str] = []
+    scope, volumes = find_each(scope, *names)
     with open_scope(scope) as opened:
 
         def one(name: str) -> None:
@@ -101,7 +107,7 @@ def rm(scope: str | None, empty: bool, as_json: bool, names: tuple[str, ...]) ->
             if not as_json:
                 say_removed(name)
 
-        code = for_each(names, one)
+        code = for_each(volumes, one)
         if as_json:
             print_json([{"name": name} for name in removed])
     return code
@@ -112,7 +118,7 @@ def rm(scope: str | None, empty: bool, as_json: bool, names: tuple[str, ...]) ->
 @json_option
 @click.argument("old")
 @click.argument("new")
-def rename(scope: str | None, as_json: bool, old: str, new: str) -> None:
+def rename(scope: str, as_json: bool, old: str, new: str) -> None:
     """Give a volume another name.
 
     \b
@@ -121,6 +127,7 @@ def rename(scope: str | None, as_json: bool, old: str, new: str) -> None:
     Refused when the new name is taken, and while a runtime or a mount holds the volume: it would go
     on using the old name. Open files do not matter.
     """
+    scope, (old, new) = find_volumes(scope, old, new)
     with open_scope(scope) as opened:
         volume = opened.store.rename(old, new)
         if as_json:
@@ -144,7 +151,7 @@ def describe(volume: Volume) -> dict[str, object]:
 @json_option
 @click.argument("name")
 @click.argument("changes", metavar="[KEY=VALUE|KEY-]...", nargs=-1)
-def label(scope: str | None, as_json: bool, name: str, changes: tuple[str, ...]) -> None:
+def label(scope: str, as_json: bool, name: str, changes: tuple[str, ...]) -> None:
     """Set labels of a volume, remove them, or show them.
 
     \b
@@ -156,6 +163,7 @@ def label(scope: str | None, as_json: bool, name: str, changes: tuple[str, ...])
     tree, setfattr -n volfs.label.KEY -v VALUE does the same.
     """
     new, gone = _changes(changes)
+    scope, (name,) = find_volumes(scope, name)
     with open_scope(scope) as opened:
         if changes:
             volume = opened.store.change_labels(
@@ -187,12 +195,15 @@ def _changes(words: Iterable[str]) -> tuple[dict[str, str], set[str]]:
     return new, gone
 
 
-def for_each(names: Iterable[str], one: Callable[[str], None]) -> int:
-    """Call ``one`` for every name; complain of each failure and return the first one's code."""
+def for_each(names: Iterable[str | InvalidNameError], one: Callable[[str], None]) -> int:
+    """Call ``one`` for every name; complain of each failure and return the first one's code.
+
+    An error among the names is a failure too.
+    """
     code = 0
     for name in dict.fromkeys(names):
         try:
-            one(name)
+            one(found(name))
         except VolfsError as error:
             complain(str(error))
             code = code or error.exit_code

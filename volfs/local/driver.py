@@ -39,7 +39,7 @@ from volfs.linux.durable import (
 from volfs.linux.syscalls import syncfs
 from volfs.local import sidecar
 from volfs.local.entry import directory_of
-from volfs.local.names import Names, exists, not_found
+from volfs.local.names import Names, exists
 from volfs.local.scope import Scope
 from volfs.local.sidecar import Record
 from volfs.local.staging import Copy, Stage, give, give_as_told, staged
@@ -305,7 +305,7 @@ class LocalDriver:
             try:
                 self._names.publish(volume.name, new_name)
             except FileNotFoundError:
-                raise not_found(volume.name) from None
+                raise self._names.not_found(volume.name) from None
             if path == self._names.own_path(volume.name):
                 path = self._names.own_path(new_name)
         return self._volume(new_name, path)

@@ -129,8 +129,12 @@ class Names:
         """Return the data path of a volume. Raises VolumeNotFoundError, UntrustedLinkError."""
         path = self.data_path(name)
         if path is None:
-            raise not_found(name)
+            raise self.not_found(name)
         return path
+
+    def not_found(self, name: str) -> VolumeNotFoundError:
+        """Return the error for a name that no volume has."""
+        return VolumeNotFoundError(f"no volume {name!r} in {os.path.dirname(self._root)}")
 
     def is_taken(self, name: str) -> bool:
         """Return whether anything, volume or not, has a valid name."""
@@ -228,7 +232,7 @@ class Names:
             if error.errno == errno.EBUSY:
                 raise self._mount_point(first, second) from None
             if error.errno == errno.ENOENT:
-                raise not_found(second if self.is_taken(first) else first) from None
+                raise self.not_found(second if self.is_taken(first) else first) from None
             raise
         sync_directory(fd)
 
@@ -241,7 +245,7 @@ class Names:
         try:
             self._trash.take(name, by, dir_fd=self._directory.fd)
         except FileNotFoundError:
-            raise not_found(name) from None
+            raise self.not_found(name) from None
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise self._mount_point(name) from None
@@ -254,7 +258,7 @@ class Names:
 
     def _require_inside(self, name: str) -> None:
         if not can_name(name):
-            raise not_found(name)
+            raise self.not_found(name)
         real = os.path.realpath(self.own_path(name))
         if Path(self._root) not in Path(real).parents:
             raise OutsideScopeError(
@@ -282,11 +286,6 @@ class Names:
     def _mount_point(self, *names: str) -> VolumeInUseError:
         places = " or ".join(f"{self._root}/{name}" for name in names)
         return VolumeInUseError(f"a filesystem is mounted at {places}; unmount it first")
-
-
-def not_found(name: str) -> VolumeNotFoundError:
-    """Return the error for a name that no volume has."""
-    return VolumeNotFoundError(f"no volume {name!r}")
 
 
 def exists(name: str) -> VolumeExistsError:

@@ -3,8 +3,8 @@
 Calls drivers through the protocols of ``volfs.volume``, and linux; only ``opening``, which puts a
 store together from a scope, knows the local driver. Start at ``store``. ``references`` keeps on
 disk which runtimes use what, ``usage`` reads from /proc who has it mounted or open, ``trees`` tells
-which trees of the scope there are. Daemons import ``housekeeping`` by itself: it needs trio, for
-which the command line has no time.
+which trees of the scope there are, ``treepath`` what a path in one of them names. Daemons import
+``housekeeping`` by itself: it needs trio, for which the command line has no time.
 """
 
 from volfs.store.drivers import DriverRegistry
@@ -12,6 +12,7 @@ from volfs.store.opening import OpenScope, open_scope
 from volfs.store.references import References
 from volfs.store.store import Permit, VolumeStore
 from volfs.store.table import Reference, ReferenceTable
+from volfs.store.treepath import MountedTrees, TreePath
 from volfs.store.trees import FSTYPE, Announcement, OpenFile, clear_announcements, device_at
 from volfs.store.usage import (
     Scan,
@@ -26,6 +27,7 @@ __all__ = [
     "FSTYPE",
     "Announcement",
     "DriverRegistry",
+    "MountedTrees",
     "OpenFile",
     "OpenScope",
     "Permit",
@@ -33,6 +35,7 @@ __all__ = [
     "ReferenceTable",
     "References",
     "Scan",
+    "TreePath",
     "VolumeStore",
     "clear_announcements",
     "device_at",
