@@ -61,7 +61,7 @@ def test_so_has_one_of_another_user(mount: MountFactory) -> None:
 def test_its_environment_and_its_end_are_told(tmp_path: Path) -> None:
     scope = str(tmp_path / "scope")
     done = interpreter.run("create", "web", environment={"VOLFS_SCOPE": scope})
-    assert (done.returncode, done.stdout, done.stderr) == (0, "web\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "web\n", f"made the scope {scope}\n")
     failed = interpreter.run("rm", "nope", environment={"VOLFS_SCOPE": scope})
     assert (failed.returncode, failed.stdout) == (4, "")
     assert failed.stderr == f"volfs: no volume 'nope' in {scope}\n"

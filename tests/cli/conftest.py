@@ -32,4 +32,5 @@ def web(scope: Path) -> Path:
 def place(workspace: Path) -> Iterator[Background]:
     """An empty scope and mount point. What is mounted there in the end is unmounted."""
     with ending(Background(workspace / "scope", workspace / "mnt", workspace / "log")) as place:
+        (place.scope / "volumes").mkdir(parents=True)
         yield place

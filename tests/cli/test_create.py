@@ -6,14 +6,31 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.children import needs_root
-from tests.cli.running import names, volfs
+from tests.cli.running import Result, names, volfs
 from tests.filesystems import tmpfs
+
+
+class TestAnnouncing:
+    def test_a_scope_that_is_made(self, scope: Path) -> None:
+        announced = f"made the scope {scope}\n"
+        assert volfs("create", "web") == Result(0, "web\n", announced)
+        assert volfs("create", "db") == Result(0, "db\n", "")
+
+    def test_also_for_a_volume_that_is_not(self, scope: Path) -> None:
+        scope.mkdir()
+        result = volfs("create", ".web")
+        assert result.code == 3
+        assert result.err.startswith(f"made the scope {scope}\n")
 
 
 class TestCreate:
     def test_makes_volumes_and_prints_their_names(self, scope: Path) -> None:
         result = volfs("create", "b", "a", "vol1 (copy 1)")
-        assert (result.code, result.out, result.err) == (0, "b\na\nvol1 (copy 1)\n", "")
+        assert (result.code, result.out, result.err) == (
+            0,
+            "b\na\nvol1 (copy 1)\n",
+            f"made the scope {scope}\n",
+        )
         assert names() == ["a", "b", "vol1 (copy 1)"]
         assert (scope / "volumes/a/_data").is_dir()
 
@@ -47,7 +64,8 @@ class TestCreate:
     def test_one_bad_name_keeps_no_other_from_being_made(self, scope: Path) -> None:
         result = volfs("create", "a", ".hidden", "b/c", "z")
         assert result.code == 3
-        assert len(result.err.splitlines()) == 2
+        made, *failures = result.err.splitlines()
+        assert (made, len(failures)) == (f"made the scope {scope}", 2)
         assert names() == ["a", "z"]
 
     def test_a_name_of_dashes_goes_after_two_dashes(self, scope: Path) -> None:

@@ -94,8 +94,8 @@ def namespace(workspace: Path) -> Iterator[Namespace]:
         pytest.skip("mount namespaces need root")
     sbin, scope, mnt = workspace / "upper", workspace / "scope", workspace / "mnt"
     bin = workspace / "bin"
-    for directory in (mnt, bin, workspace / "layers"):
-        directory.mkdir()
+    for directory in (mnt, bin, workspace / "layers", scope / "volumes"):
+        directory.mkdir(parents=True)
     # /sbin with a layer of our own above, and everything the daemon may write kept here.
     layers = workspace / "layers"
     script = f"""
@@ -162,6 +162,27 @@ class TestMount:
         assert namespace.run("umount", namespace.mnt) == Result(0, "", "")
         assert namespace.mounted() is None
 
+    @pytest.mark.parametrize("exists", [False, True])
+    def test_a_scope_whose_disk_is_absent(self, namespace: Namespace, exists: bool) -> None:
+        namespace.link(namespace.sbin, "mount.volfs", HELPER_MAIN)
+        (namespace.scope / "volumes").rmdir()
+        if not exists:
+            namespace.scope.rmdir()
+        words: list[str | Path] = ["mount", "-t", "volfs", namespace.scope, namespace.mnt]
+        result = namespace.run(*words)
+        assert (result.code, result.out) == (32, "")
+        assert result.err == (
+            f"mount.volfs: there are no volumes in {namespace.scope}, and no scope is made here by"
+            " itself: if its disk is not mounted, mount that first; if it is to be a new one, add"
+            " the option create-scope\n"
+        )
+        assert not namespace.mounted()
+        assert namespace.scope.exists() == exists
+        assert not (namespace.scope / "volumes").exists()
+        made = namespace.run(*words, "-o", "create-scope")
+        assert made == Result(0, "", f"made the scope {namespace.scope}\n")
+        assert namespace.mounted()
+
     def test_an_error_is_shown_once(self, namespace: Namespace) -> None:
         namespace.link(namespace.sbin, "mount.volfs", HELPER_MAIN)
         (namespace.mnt / "file").touch()
@@ -184,10 +205,12 @@ class TestManual:
 
     def test_linking_the_helper_and_mounting(self, namespace: Namespace) -> None:
         namespace.link(namespace.bin, "mount.volfs", HELPER_MAIN)
+        namespace.link(namespace.bin, "volfs", MAIN)
+        (namespace.scope / "volumes").rmdir()
         link, mount = PAGE.blocks("DESCRIPTION", "sh")
         script = (link + mount).replace("/srv/volumes", str(namespace.scope))
         result = namespace.run("sh", "-euc", script.replace("/mnt/volumes", str(namespace.mnt)))
-        assert (result.code, result.err) == (0, "")
+        assert (result.code, result.err) == (0, f"made the scope {namespace.scope}\n")
         assert "fuse.volfs" in result.out
         assert {"mount.volfs", "mount.fuse.volfs"} <= set(os.listdir(namespace.sbin))
         assert namespace.mounted() is None

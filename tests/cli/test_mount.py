@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import signal
 import stat
 import subprocess
@@ -34,6 +35,30 @@ class TestBackground:
         (place.mnt / "vol").mkdir()
         assert (place.scope / "volumes/vol/_data").is_dir()
         assert tree_mounts(str(place.scope)) == [str(place.mnt)]
+
+    def test_a_scope_that_is_made_is_announced(self, place: Background) -> None:
+        (place.scope / "volumes").rmdir()
+        place.scope.rmdir()
+        refused = place.mount("--no-create-scope")
+        assert refused.code == 9
+        assert refused.err.startswith(f"volfs: there are no volumes in {place.scope}, and no scope")
+        assert not place.scope.exists()
+        result = place.mount()
+        assert (result.code, result.out, result.err) == (0, "", f"made the scope {place.scope}\n")
+        assert place.umount().code == 0
+        assert re.fullmatch(SERVING, place.log.read_text()), "the log has nothing of it"
+
+    def test_also_in_the_foreground(self, place: Background) -> None:
+        (place.scope / "volumes").rmdir()
+        with (
+            ServiceManager(place.mnt.with_name("notify")) as manager,
+            place.foreground(manager.environment) as process,
+        ):
+            assert manager.hears_ready(process)
+            process.terminate()
+            assert process.wait(20) == 0
+            told = f"made the scope {place.scope}\n"
+            assert re.fullmatch(f"{SERVING}{re.escape(told)}", process.log)
 
     def test_the_daemon_is_nobodys_child(self, place: Background) -> None:
         assert place.mount().code == 0
@@ -141,6 +166,7 @@ class TestRefusals:
 
     def test_no_mount_point(self, place: Background) -> None:
         place.mnt.rmdir()
+        shutil.rmtree(place.scope)
         self.refused(place, place.mount(), "does not exist: create it")
         assert not place.scope.exists(), "nothing is made for a mount that cannot be"
         place.mnt.mkdir()
@@ -168,6 +194,7 @@ class TestRefusals:
         self.refused(place, place.mount(), "inside the mount point")
 
     def test_scope_that_cannot_be(self, place: Background) -> None:
+        shutil.rmtree(place.scope)
         place.scope.touch()
         self.refused(place, place.mount(), "scope", code=9)
 
@@ -261,9 +288,8 @@ class TestForeground:
 
 def test_another_user_in_the_background(place: Background) -> None:
     """Through fusermount3."""
-    place.scope.mkdir()
     place.log.touch()
-    for path in (place.scope, place.mnt, place.log):
+    for path in (place.scope, place.scope / "volumes", place.mnt, place.log):
         os.chown(path, NOBODY, NOBODY)
     user = User(NOBODY, place.mnt.parent)
     with shared(place.mnt.parent):
@@ -287,8 +313,7 @@ def test_another_user_in_the_background(place: Background) -> None:
 
 def test_what_fusermount3_says(place: Background) -> None:
     """It cannot mount, as it gets no privileges."""
-    place.scope.mkdir()
-    for path in (place.scope, place.mnt):
+    for path in (place.scope, place.scope / "volumes", place.mnt):
         os.chown(path, NOBODY, NOBODY)
     user = [sys.executable, "-m", "tests.unprivileged", str(NOBODY), str(place.mnt.parent)]
     with shared(place.mnt.parent):

@@ -74,7 +74,7 @@ def test_both_spellings(name: str, value: str, meaning: MountOptions) -> None:
 
 def test_every_option_is_tried_above() -> None:
     names = {name for name, _, _ in SPELLINGS} | {"keep-removed", "log-file"}
-    names |= {"plugin", "no-plugin", "plugin-socket"}
+    names |= {"plugin", "no-plugin", "plugin-socket", "create-scope", "no-create-scope"}
     assert names == {n for option in OPTIONS for n in (option.name, option.opposite) if n}
 
 
@@ -86,6 +86,8 @@ def test_what_is_not_a_matter_of_the_mount() -> None:
     assert request == MountRequest(plugin=True, plugin_socket="/run/x.sock")
     assert requested("-o", "plugin,plugin-socket=x.sock").plugin_socket == f"{os.getcwd()}/x.sock"
     assert requested("-o", "plugin", "--no-plugin") == MountRequest()
+    assert requested("-o", "no-create-scope") == MountRequest(create_scope=False)
+    assert requested("-o", "no-create-scope,create-scope") == MountRequest()
     with pytest.raises(click.UsageError, match="ask for it with plugin"):
         requested("--plugin-socket", "/run/x.sock")
     assert requested() == MountRequest(MountOptions(), 86400, None)

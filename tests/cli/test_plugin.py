@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import stat
@@ -60,6 +61,7 @@ def place(workspace: Path) -> Iterator[Place]:
     """What is mounted or runs there in the end is ended."""
     paths = (workspace / name for name in ("scope", "mnt", "log", "volfs.sock"))
     with ending(Place(*paths)) as place:
+        (place.scope / "volumes").mkdir(parents=True)
         yield place
 
 
@@ -221,6 +223,7 @@ class TestRefusals:
         assert not place.socket.exists()
 
     def test_nowhere_to_serve(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+        shutil.rmtree(place.scope)
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
         user = User(USER, place.socket.parent)
         result = program("plugin", "--scope", place.scope, "--native", user=user)

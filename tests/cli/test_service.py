@@ -63,6 +63,7 @@ def test_the_command_is_one_that_volfs_understands() -> None:
     import click
 
     from volfs.cli.mounting import mount
+    from volfs.cli.options import make_request, parse_options
 
     command = dict(settings())["ExecStart"]
     words = command.replace("${VOLFS_OPTIONS}", "defaults").replace("%f", "/mnt/volumes").split()
@@ -70,7 +71,11 @@ def test_the_command_is_one_that_volfs_understands() -> None:
     with click.Context(mount) as context:
         mount.parse_args(context, words[2:])
     assert context.params["foreground"]
-    assert context.params["o"] == ("defaults",)
+    (options,) = context.params["o"]
+    assert not make_request(parse_options(options)).create_scope
+    # What an administrator says counts.
+    told = options.replace("defaults", "create-scope,ro")
+    assert make_request(parse_options(told)).create_scope
     assert context.params["places"] == ("/mnt/volumes",)
 
 
@@ -86,7 +91,8 @@ def test_the_capabilities_left_are_enough(workspace: Path) -> None:
     left = ",".join(["-all", *(f"+{name}" for name in granted)])
     limits = ["setpriv", "--bounding-set", left, "--inh-caps", "-all", "--no-new-privs"]
     scope, mnt = workspace / "scope", workspace / "mnt"
-    mnt.mkdir()
+    for directory in (mnt, scope / "volumes"):
+        directory.mkdir(parents=True)
     with (
         ServiceManager(workspace / "notify") as manager,
         foreground(

@@ -98,9 +98,8 @@ class TestSuccessor:
 
 def test_a_users_successor(place: Background) -> None:
     """Through fusermount3, which knows paths only."""
-    place.scope.mkdir()
     place.log.touch()
-    for path in (place.scope, place.mnt, place.log):
+    for path in (place.scope, place.scope / "volumes", place.mnt, place.log):
         os.chown(path, USER, USER)
     them = User(USER, place.mnt.parent)
     words: tuple[str | Path, ...] = ("mount", place.scope, place.mnt, "--log-file", place.log)

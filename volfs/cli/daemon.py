@@ -23,16 +23,24 @@ _READY = b"ready"
 _log = logging.getLogger(__name__)
 
 
-def run_in_foreground(serve: Serve, what: str, level: int) -> None:
+def run_in_foreground(
+    serve: Serve, what: str, level: int, on_ready: Callable[[], None] = lambda: None
+) -> None:
     """Serve here, logging to standard error and telling the service manager.
 
-    ``what`` is served, for people. SIGHUP does nothing: there is no log of ours to open anew, and
-    the tree outlives the terminal. Raises what ``serve`` raises.
+    ``what`` is served, for people. ``on_ready`` is called once it answers. SIGHUP does nothing:
+    there is no log of ours to open anew, and the tree outlives the terminal. Raises what ``serve``
+    raises.
     """
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     log_to_stderr(level, stamp=False)
+
+    def ready() -> None:
+        on_ready()
+        notify(f"READY=1\nSTATUS=Serving {what}")
+
     try:
-        serve(lambda: notify(f"READY=1\nSTATUS=Serving {what}"))
+        serve(ready)
     finally:
         notify("STOPPING=1")
 

@@ -77,8 +77,11 @@ def run(argv: list[str]) -> int:
     words = [value for name, value in given if name == "-o"]
     words += [{"-r": "ro", "-w": "rw"}[name] for name, _ in given if name in ("-r", "-w")]
     try:
+        # What is not there at boot is a disk that is absent, and to put a directory in its place
+        # would let containers fill the disk below.
         request = make_request(
-            parse_options(",".join(words), from_mount=True, sloppy="-s" in flags)
+            {"create_scope": False},
+            parse_options(",".join(words), from_mount=True, sloppy="-s" in flags),
         )
     except OptionError as error:
         return _complain(str(error), _WRONG_USAGE)
@@ -86,12 +89,14 @@ def run(argv: list[str]) -> int:
         return _DONE
 
     from volfs.cli import daemon, services
+    from volfs.cli.scope import announcing
 
     scope, mountpoint = (str(Path(place).absolute()) for place in places)
     level = logging.INFO if "-v" in flags else logging.WARNING
     try:
         serve = partial(services.serve_tree, scope, mountpoint, request)
-        daemon.run_in_background(serve, level, request.log_file)
+        with announcing(scope):
+            daemon.run_in_background(serve, level, request.log_file)
     except VolfsError as error:
         return _complain(str(error), _FAILED)
     except OSError as error:

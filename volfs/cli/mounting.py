@@ -10,7 +10,7 @@ import click
 
 from volfs.cli.options import mount_options, request_of
 from volfs.cli.output import complain
-from volfs.cli.scope import default_scope, served_scope_option
+from volfs.cli.scope import announcing, default_scope, served_scope_option
 from volfs.errors import MountError
 
 
@@ -41,8 +41,8 @@ def mount(
 
     In the tree mkdir makes a volume and rmdir removes it, with its data, into the trash.
 
-    Makes the scope when there is none. Returns when the tree serves; a daemon goes on in the
-    background and logs to /var/log/volfs.log, or for users other than root to
+    Makes the scope when there is none, and says so. Returns when the tree serves; a daemon goes
+    on in the background and logs to /var/log/volfs.log, or for users other than root to
     $XDG_STATE_HOME/volfs.log. With -f it stays in the foreground instead. A signal
     such as SIGTERM unmounts the tree and ends it with 0; upon SIGHUP its log is opened anew.
     systemd is told when it is ready.
@@ -70,10 +70,11 @@ def mount(
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     scope = str(Path(scope or default_scope()).absolute())
     serve = partial(services.serve_tree, scope, str(Path(mountpoint).absolute()), request)
-    if foreground:
-        daemon.run_in_foreground(serve, scope, level)
-    else:
-        daemon.run_in_background(serve, level, request.log_file)
+    with announcing(scope) as announce:
+        if foreground:
+            daemon.run_in_foreground(serve, scope, level, announce)
+        else:
+            daemon.run_in_background(serve, level, request.log_file)
 
 
 @click.command()

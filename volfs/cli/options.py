@@ -34,7 +34,8 @@ class MountRequest:
 
     ``keep_removed``: seconds a removed volume stays restorable. ``log_file``: where a daemon in
     the background logs, None for the default. ``plugin``: the volume plugin is served as well,
-    at the absolute path ``plugin_socket``, None for the default.
+    at the absolute path ``plugin_socket``, None for the default. ``create_scope``: a scope that is
+    not there is made.
     """
 
     options: MountOptions = field(default_factory=MountOptions)
@@ -42,6 +43,7 @@ class MountRequest:
     log_file: str | None = None
     plugin: bool = False
     plugin_socket: str | None = None
+    create_scope: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,13 @@ OPTIONS = (
         "need user_allow_other in /etc/fuse.conf).",
         opposite="no-allow-other",
     ),
+    Option(
+        "create-scope",
+        "create_scope",
+        "Make a scope that is not there (default of volfs mount), or refuse (default of mount(8) "
+        "and /etc/fstab).",
+        opposite="no-create-scope",
+    ),
     Option("ro", "read_only", "Mount read-only or writable (default).", opposite="rw"),
     Option("suid", "suid", "Honour set-user-id bits or not (default).", opposite="nosuid"),
     Option("dev", "dev", "Honour device files or not (default).", opposite="nodev"),
@@ -273,7 +282,7 @@ def make_request(*layers: Mapping[str, object]) -> MountRequest:
     values: dict[str, Any] = {}
     for layer in layers:
         values.update(layer)
-    names = ("keep_removed", "log_file", "plugin", "plugin_socket")
+    names = ("keep_removed", "log_file", "plugin", "plugin_socket", "create_scope")
     own = {name: values.pop(name) for name in names if name in values}
     if "plugin_socket" in own and not own.get("plugin"):
         raise OptionError("plugin-socket says where the plugin is served: ask for it with plugin")

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from volfs.cli.durations import parse_duration
-from volfs.cli.scope import default_scope, served_scope_option
+from volfs.cli.scope import announcing, default_scope, served_scope_option
 
 
 @click.command()
@@ -99,7 +99,8 @@ def plugin(
     )
     serve = partial(services.serve_plugin, request)
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
-    if foreground:
-        daemon.run_in_foreground(serve, request.scope, level)
-    else:
-        daemon.run_in_background(serve, level, log_file)
+    with announcing(request.scope) as announce:
+        if foreground:
+            daemon.run_in_foreground(serve, request.scope, level, announce)
+        else:
+            daemon.run_in_background(serve, level, log_file)

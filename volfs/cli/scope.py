@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Iterator
+import stat
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from volfs.cli.output import printable
 from volfs.errors import InvalidNameError, ScopeError
 
 if TYPE_CHECKING:
@@ -173,6 +175,37 @@ def _stands_elsewhere(trees: MountedTrees, scope: str) -> bool:
     return here is not None and not here.inside and here.scope != scope
 
 
+def is_scope(path: str) -> bool:
+    """Tell whether there is a scope, be it one at which we may not look: opening it says that."""
+    try:
+        return stat.S_ISDIR(os.stat(f"{path}/volumes").st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
+@contextmanager
+def announcing(path: str) -> Iterator[Callable[[], None]]:
+    """Say on standard error at the end, or when what is yielded is called, that a scope was made.
+
+    A mistyped one is not to be made silently.
+    """
+    told, process = is_scope(path), os.getpid()
+
+    def tell() -> None:
+        nonlocal told
+        # A daemon in the background has only its log: whoever started it says it.
+        if not told and os.getpid() == process and is_scope(path):
+            told = True
+            click.echo(printable(f"made the scope {path}"), err=True)
+
+    try:
+        yield tell
+    finally:
+        tell()
+
+
 @contextmanager
 def open_scope(scope: str, *, make: bool = False) -> Iterator[OpenScope]:
     """Open a scope for one command. With ``make`` it is made where there is none yet.
@@ -181,10 +214,11 @@ def open_scope(scope: str, *, make: bool = False) -> Iterator[OpenScope]:
     """
     from volfs import store
 
-    if not make and not Path(scope, "volumes").is_dir():
+    if not make and not is_scope(scope):
         raise ScopeError(
             f"there are no volumes in {scope} yet: `volfs create --scope {shlex.quote(scope)} NAME`"
             " makes the first, or name another --scope"
         )
-    with store.open_scope(scope, once=True) as opened:
+    with announcing(scope) as announce, store.open_scope(scope, once=True) as opened:
+        announce()
         yield opened

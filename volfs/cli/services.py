@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from volfs.cli.scope import is_scope
 from volfs.errors import PluginError, ScopeError, VolfsError
 from volfs.linux.mountinfo import is_inside
 
@@ -74,6 +75,11 @@ def serve_tree(
 
     check(scope, mountpoint, request.options)
     _require_no_tree(scope)
+    if not request.create_scope and not is_scope(scope):
+        raise ScopeError(
+            f"there are no volumes in {scope}, and no scope is made here by itself: if its disk is"
+            " not mounted, mount that first; if it is to be a new one, add the option create-scope"
+        )
     # The tree knows by itself what is open in it.
     with open_scope(scope, keep_removed=request.keep_removed, open_files=False) as opened:
         plugin, view = None, View()

@@ -56,8 +56,8 @@ def create(
       volfs create web
       volfs create --label team=blue --opt uid=1000 --opt mode=0750 data logs
 
-    Makes the scope as well when there is none yet. A volume that exists already is left as it
-    is, which is success unless it was made with other options. Prints the names.
+    Makes the scope as well when there is none yet, and says so. A volume that exists already is
+    left as it is, which is success unless it was made with other options. Prints the names.
     """
     from volfs.volume import NewVolume
 
