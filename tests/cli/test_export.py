@@ -112,6 +112,12 @@ class TestExport:
             assert sizes == [(4 << 20) + 3] * 3
             assert hidden_entries(scope) == []
 
+    def test_a_missing_directory_is_not_made(self, web: Path, tmp_path: Path) -> None:
+        result = volfs("export", "web", "-o", tmp_path / "nowhere/web.tar")
+        assert result.code == 1
+        assert f"there is no directory {tmp_path}/nowhere: make it, or" in result.err
+        assert not (tmp_path / "nowhere").exists()
+
     def test_nobody_reads_it(self, web: Path, scope: Path) -> None:
         (web / "data").write_bytes(bytes(8 << 20))
         with Piped("export", "web") as process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -36,14 +37,42 @@ def test_nothing_asked_for_is_all() -> None:
         ("db", ["name=web", "name=db"], True),  # any of them
         ("cache", ["name=web", "name=db"], False),
         ("vol (copy 1)", ["name=vol (copy 1)"], True),  # the whole name, whatever it means
-        ("vol (copy 1)", ["name=(copy"], True),  # no regular expression
-        ("vol copy", ["name=(copy"], False),
+        ("vol (copy 1)", ["name=\\(copy"], True),
+        ("vol copy", ["name=\\(copy"], False),
         ("a+b", ["name=a+b"], True),
         ("web", ["name="], True),
     ],
 )
 def test_name(name: str, words: list[str], meant: bool) -> None:
     assert matches(replace(WEB, name=name), *words) is meant
+
+
+@pytest.mark.parametrize("text", ["(copy", "web[", "*", "a{2,1}", "\\"])
+def test_what_is_no_regular_expression(text: str) -> None:
+    with pytest.raises(ValueError, match=f"name={re.escape(text)} is no regular expression"):
+        parse_filters([f"name={text}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "meant"),
+    [
+        ("web", "web", True),
+        ("web-1", "web", False),  # not a part of it
+        ("web-1", "web-*", True),
+        ("web-1", "web-?", True),
+        ("web-1", "web-[12]", True),
+        ("web-3", "web-[12]", False),
+        ("Web", "web", False),
+        ("web", "^web$", False),
+        ("web", "w.b", False),
+        ("vol (copy 1)", "vol (*", True),
+        ("a[1]", "a[1]", True),  # the whole name, whatever it means
+        ("web", "", False),
+    ],
+)
+def test_patterns(name: str, text: str, meant: bool) -> None:
+    filters = parse_filters([f"name={text}"], globs=True)
+    assert filters.matches(replace(WEB, name=name), lambda _: False) is meant
 
 
 @pytest.mark.parametrize(

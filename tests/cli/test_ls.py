@@ -59,6 +59,24 @@ class TestWhatIsShown:
         assert re.search(r"NAME +DRIVER +CREATED +USED BY +LABELS", text)
         assert re.search(r"web +local +\d{4}-\d\d-\d\d \d\d:\d\d +- +team=blue", text)
 
+    def test_a_bad_expression_is_wrong_usage(self, web: Path) -> None:
+        result = volfs("ls", "--filter", "name=(web")
+        assert (result.code, result.out) == (2, "")
+        assert "name=(web is no regular expression" in result.err
+
+    @pytest.mark.parametrize("columns", ["20", "44", "80"])
+    def test_an_id_stays_whole(
+        self, web: Path, columns: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", columns)
+        assert volfs("rm", "web").code == 0
+        (id,) = names("--removed")
+        text, code = on_terminal("ls", "--removed")
+        assert code == 0
+        assert id in text
+        text, _ = on_terminal("purge", answer="n\n")
+        assert id in text
+
     def test_json(self, web: Path) -> None:
         (found,) = volfs("ls", "--json").json
         assert found.pop("created_at").endswith("Z")

@@ -119,7 +119,12 @@ class TestBackground:
         """It may come and go, and keeps what is open in it."""
         place.mnt = place.mnt.parent / "mnt0"
         place.mnt.parent.joinpath("mnt").rmdir()
-        assert place.plugin("--mount", place.mnt).code == 0
+        result = place.plugin("--mount", place.mnt)
+        assert (result.code, result.out) == (0, "")
+        assert result.err == (
+            f"volfs: no tree of {place.scope} is mounted at {place.mnt}: containers get no volumes"
+            f" until `volfs mount {place.scope} {place.mnt}` has mounted it\n"
+        )
         assert ask(place.socket, "Create", Name="web") == {}
         early = ask(place.socket, "Mount", Name="web", ID="1")
         assert f"volfs mount {place.scope} {place.mnt}" in early["Err"]
@@ -218,12 +223,12 @@ class TestRefusals:
         self.refused(place.plugin("--native"), "too long")
 
     def test_scope(self, place: Place) -> None:
+        shutil.rmtree(place.scope)
         place.scope.touch()
         self.refused(place.plugin("--native"), "", code=9)
         assert not place.socket.exists()
 
     def test_nowhere_to_serve(self, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-        shutil.rmtree(place.scope)
         monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
         user = User(USER, place.socket.parent)
         result = program("plugin", "--scope", place.scope, "--native", user=user)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.running import names, program, volfs
-from tests.interpreter import PROGRAM
+from tests.children import USER
+from tests.cli.running import Result, names, program, volfs
+from tests.interpreter import PROGRAM, User
 from volfs import errors
 from volfs.cli import EXIT_CODES
 from volfs.errors import VolfsError
@@ -106,6 +107,16 @@ def volfs_version() -> str:
 
 
 def test_json_is_json_for_every_command(scope: Path) -> None:
+    @pytest.mark.skipif(os.getuid() != 0, reason="becoming another user needs root")
+    def test_a_scope_of_somebody_else(self, workspace: Path) -> None:
+        """What is not allowed has the exit code of a scope that cannot serve."""
+        scope = workspace / "scope"
+        assert volfs("create", "web", "--scope", scope).code == 0
+        for words in (["ls"], ["create", "db"], ["rm", "web"], ["inspect", "web"], ["df"]):
+            result = program(*words, "--scope", scope, user=User(USER, workspace))
+            assert (result.code, result.out) == (9, "")
+            assert "no permission; run this as its owner or as root" in result.err
+
     for words in (
         ["create", "a"],
         ["ls"],

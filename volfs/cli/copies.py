@@ -17,6 +17,7 @@ from volfs.cli.output import complain, json_option, number, print_json, printabl
 from volfs.cli.progress import Meter
 from volfs.cli.scope import find_volumes, open_scope, scope_option
 from volfs.cli.volumes import describe, key_values, label_option
+from volfs.errors import ArchiveError
 
 if TYPE_CHECKING:
     from volfs.store import VolumeStore
@@ -245,7 +246,10 @@ def _written(name: str | None) -> Iterator[int]:
     from volfs.linux.durable import opened, sync_directory
 
     name = os.path.realpath(name)
-    fd, temporary = tempfile.mkstemp(prefix=".volfs-", dir=os.path.dirname(name))
+    if not os.path.isdir(directory := os.path.dirname(name)):
+        # Rather a mistake than a directory to be made.
+        raise ArchiveError(f"there is no directory {directory}: make it, or name another file")
+    fd, temporary = tempfile.mkstemp(prefix=".volfs-", dir=directory)
     try:
         yield fd
         os.fsync(fd)
@@ -256,5 +260,5 @@ def _written(name: str | None) -> Iterator[int]:
     finally:
         os.close(fd)
     # One may write in a directory that one may not read.
-    with suppress(PermissionError), opened(os.path.dirname(name)) as directory:
-        sync_directory(directory)
+    with suppress(PermissionError), opened(directory) as above:
+        sync_directory(above)

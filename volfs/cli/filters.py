@@ -2,10 +2,12 @@
 
 The meaning is Docker's (moby: volume/service/convert.go, api/types/filters): filters of different
 names must all match; of one name given several times, any must match for ``name`` and ``driver``,
-all for ``label``. There are two differences, both in favour of keeping volumes:
+all for ``label``. There are three differences, all in favour of keeping volumes:
 
 - ``label!`` given several times excludes what any of them names. Docker excludes only what all
   of them name, which its users take for a fault.
+- Where volumes are removed, ``name`` is a whole name or a pattern for whole names: a part of a
+  name, or a regular expression, takes more than one thinks.
 - ``until``, which Docker has for other objects, is a filter of volumes too.
 """
 
@@ -15,6 +17,7 @@ import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 
 from volfs.cli.durations import parse_duration
 from volfs.volume import Volume
@@ -42,17 +45,30 @@ class Label:
 class Name:
     """A name asked for: the whole of it, or a regular expression for a part of it.
 
-    A text that is no valid regular expression stands for itself, anywhere in the name.
+    With ``is_glob`` it is a pattern for the whole of it, as in a shell. Raises ValueError for what
+    is no regular expression: one that stood for itself would match less than was meant.
     """
 
     text: str
+    is_glob: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            if not self.is_glob:
+                re.compile(self.text)
+        except re.error as error:
+            raise ValueError(
+                f"name={self.text} is no regular expression: {error}; a backslash before a"
+                " character makes it stand for itself"
+            ) from None
 
     def is_of(self, volume: Volume) -> bool:
         """Tell whether the volume has it."""
-        try:
-            return self.text == volume.name or bool(re.search(self.text, volume.name))
-        except re.error:
-            return self.text in volume.name
+        if self.text == volume.name:
+            return True
+        if self.is_glob:
+            return fnmatchcase(volume.name, self.text)
+        return re.search(self.text, volume.name) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,11 +102,16 @@ class Filters:
 
 
 def parse_filters(
-    words: Iterable[str], *, known: Collection[str] = FILTERS, now: datetime | None = None
+    words: Iterable[str],
+    *,
+    known: Collection[str] = FILTERS,
+    globs: bool = False,
+    now: datetime | None = None,
 ) -> Filters:
     """Return what ``NAME=VALUE`` filters ask for.
 
-    ``known`` are the names allowed here. ``now`` is when a duration given to ``until`` ends.
+    ``known`` are the names allowed here. With ``globs``, names are patterns for whole names and no
+    regular expressions for parts of them. ``now`` is when a duration given to ``until`` ends.
     Raises ValueError, saying which filters there are when one is not known.
     """
     given: dict[str, list[str]] = {}
@@ -104,7 +125,7 @@ def parse_filters(
         if value.strip() not in values:
             values.append(value.strip())
     return Filters(
-        names=tuple(Name(text) for text in given.get("name", ())),
+        names=tuple(Name(text, globs) for text in given.get("name", ())),
         drivers=tuple(given.get("driver", ())),
         labels=tuple(_label(text) for text in given.get("label", ())),
         without=tuple(_label(text) for text in given.get("label!", ())),

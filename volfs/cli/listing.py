@@ -46,17 +46,18 @@ class ListedVolume:
 
 
 def filter_option(
-    *names: str, known: Iterable[str] = FILTERS, help: str
+    *names: str, known: Iterable[str] = FILTERS, globs: bool = False, help: str
 ) -> Callable[[Callable[..., object]], Callable[..., object]]:
     """Return the option ``--filter``, whose value is the Filters it asks for.
 
-    ``names`` are further spellings of the option, ``known`` the filters it takes.
+    ``names`` are further spellings of the option, ``known`` the filters it takes; for ``globs``
+    see parse_filters.
     """
     allowed = tuple(known)
 
     def parse(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) -> Filters:
         try:
-            return parse_filters(words, known=allowed)
+            return parse_filters(words, known=allowed, globs=globs)
         except ValueError as error:
             raise click.BadParameter(str(error), ctx, param) from None
 
@@ -222,6 +223,7 @@ def _list_removed(opened: OpenScope, *, reverse: bool, quiet: bool, as_json: boo
         print_table(
             ("NAME", "REMOVED", "BY", "ID"),
             ((e.name, local_time(e.removed_at), e.by or "-", e.id) for e in entries),
+            whole="ID",
         )
         if not entries:
             click.echo(printable(f"nothing in the trash of {opened.path}"), err=True)

@@ -13,6 +13,9 @@ import click
 if TYPE_CHECKING:
     from volfs.holder import Holder
 
+_NARROWEST = 10
+"""Columns of a terminal for each cell beside one that is not folded."""
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 
 
@@ -21,10 +24,13 @@ def print_json(value: object) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: str = "") -> None:
+def print_table(
+    headers: Sequence[str], rows: Iterable[Sequence[str]], *, right: str = "", whole: str = ""
+) -> None:
     """Print rows: aligned on a terminal, else separated by tabs under a line of headers.
 
-    ``right`` lists the headers of columns to align to the right, separated by spaces.
+    ``right`` lists the headers of columns to align to the right, separated by spaces, ``whole``
+    those of columns that stay in one piece, to be copied, however narrow the terminal is.
     """
     rows = [[printable(cell) for cell in row] for row in rows]
     if not sys.stdout.isatty():
@@ -38,11 +44,23 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[str]], *, right:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for header in headers:
         table.add_column(
-            header, overflow="fold", justify="right" if header in right.split() else "left"
+            header,
+            overflow="fold",
+            justify="right" if header in right.split() else "left",
+            no_wrap=header in whole.split(),
         )
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
+    console = Console()
+    kept = sum(
+        max((len(row[column]) for row in rows), default=0)
+        for column, header in enumerate(headers)
+        if header in whole.split()
+    )
+    # Below that rich would cut off what is to stay whole; the terminal wraps the line instead.
+    if kept and console.width < kept + _NARROWEST * len(headers):
+        console = Console(width=kept + _NARROWEST * len(headers))
+    console.print(table)
 
 
 def print_lines(texts: Iterable[str]) -> None:

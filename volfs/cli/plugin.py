@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import shlex
 from functools import partial
 from pathlib import Path
 
 import click
 
 from volfs.cli.durations import parse_duration
+from volfs.cli.output import complain
 from volfs.cli.scope import announcing, default_scope, served_scope_option
 
 
@@ -97,6 +100,8 @@ def plugin(
         native=native,
         keep_removed=keep,
     )
+    if request.mountpoint is not None:
+        _tell_of_missing_tree(request.scope, request.mountpoint)
     serve = partial(services.serve_plugin, request)
     level = logging.DEBUG if debug else logging.INFO if verbose else logging.WARNING
     with announcing(request.scope) as announce:
@@ -104,3 +109,18 @@ def plugin(
             daemon.run_in_foreground(serve, request.scope, level, announce)
         else:
             daemon.run_in_background(serve, level, log_file)
+
+
+def _tell_of_missing_tree(scope: str, mountpoint: str) -> None:
+    """Say that no tree is mounted where containers are to find their volumes.
+
+    It is no failure: at boot the tree may come later.
+    """
+    from volfs.store import tree_mounts
+
+    if os.path.realpath(mountpoint) not in tree_mounts(os.path.realpath(scope)):
+        command = shlex.join(["volfs", "mount", scope, mountpoint])
+        complain(
+            f"no tree of {scope} is mounted at {mountpoint}: containers get no volumes until"
+            f" `{command}` has mounted it"
+        )

@@ -47,7 +47,9 @@ FRESH = 0.2
 @scope_option
 @filter_option(
     known=[name for name in FILTERS if name != "dangling"],
-    help="Only some of them, as volfs ls --filter has it. Can be given several times.",
+    globs=True,
+    help="Only some of them, as volfs ls --filter has it, but name=NAME is a whole name, or a "
+    "pattern such as 'web-*'. Can be given several times.",
 )
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @json_option

@@ -97,6 +97,7 @@ def purge(scope: str, yes: bool, older_than: float | None, as_json: bool) -> int
                 print_table(
                     ("NAME", "REMOVED", "ID"),
                     ((e.name, local_time(e.removed_at), e.id) for e in entries),
+                    whole="ID",
                 )
                 what = "this one" if len(entries) == 1 else f"these {len(entries)}"
                 if not confirmed(f"Delete {what} for good?", otherwise="nothing deleted"):
