@@ -7,7 +7,7 @@ import re
 import subprocess
 from pathlib import Path
 
-from tests.cli.running import volfs
+from tests.cli.running import Result, volfs
 
 
 class TestDf:
@@ -42,6 +42,7 @@ class TestDf:
             "web",
             "unmounted",
         ]
+        assert volfs("df", "-q") == Result(0, "big\nweb\nunmounted\n", "")
         lines = volfs("df").out.splitlines()
         assert lines[1].startswith("big\t1.0 MiB\t2\t")
         assert lines[3] == "unmounted\t-\t-\t"

@@ -17,8 +17,8 @@ import pytest
 from tests import levels
 from tests.children import NOBODY
 from tests.cli.background import Background
-from tests.cli.running import SERVING, Result, program, running
-from tests.conftest import is_mounted, wait_for
+from tests.cli.running import SERVING, Result, program, running, volfs
+from tests.conftest import MountFactory, is_mounted, wait_for
 from tests.daemons import ServiceManager
 from tests.interpreter import PROGRAM, ROOT, User
 from tests.unprivileged import shared
@@ -326,3 +326,57 @@ def test_what_fusermount3_says(place: Background) -> None:
             why = "mount failed: Operation not permitted"
             assert result.err == f"volfs: cannot mount at {place.mnt}: {why}\n"
             assert not is_mounted(place.mnt)
+
+
+class TestListing:
+    """What `volfs mount` alone shows."""
+
+    def test_the_trees_of_all_scopes(self, mount: MountFactory, workspace: Path) -> None:
+        one, two = mount(), mount()
+        (one.mnt / "web").mkdir()
+        (bound := workspace / "bound").mkdir()
+        subprocess.run(["mount", "--bind", one.mnt / "web", bound], check=True)
+        try:
+            # There can be trees of others on this machine.
+            head, *rows = ours(volfs("mount"), workspace, head=1)
+            assert head == "mountpoint\tscope"
+            assert rows == [f"{tree.mnt}\t{tree.scope}" for tree in (one, two)]
+            assert ours(volfs("mount", "-q"), workspace) == [str(one.mnt), str(two.mnt)]
+            told = volfs("mount", "--json").json
+            for tree in (one, two):
+                assert {"mountpoint": str(tree.mnt), "scope": str(tree.scope)} in told
+        finally:
+            syscalls.umount2(os.fsencode(bound))
+
+    def test_none(self) -> None:
+        script = """
+            findmnt -rno TARGET -t fuse.volfs | while read -r tree; do umount -l "$tree"; done
+            exec "$@"
+        """
+        alone = ["unshare", "--mount", "--propagation", "private", "sh", "-ec", script, "sh"]
+        command = [*alone, *PROGRAM, "mount"]
+        told = Result(0, "mountpoint\tscope\n", "no trees are mounted\n")
+        assert program(command=command) == told
+        assert program("-q", command=command) == Result(0, "", "")
+        assert program("--json", command=command).json == []
+
+    @pytest.mark.parametrize(
+        ("words", "why"),
+        [
+            (["--ro"], "--ro is for mounting: name a mount point"),
+            (["--scope", "/srv"], "--scope is for mounting"),
+            (["-o", "ro"], "-o is for mounting"),
+            (["-q", "/srv", "/mnt"], "--quiet and --json are for listing"),
+        ],
+    )
+    def test_what_is_for_mounting_only(self, words: list[str], why: str) -> None:
+        result = volfs("mount", *words)
+        assert (result.code, result.out) == (2, "")
+        assert why in result.err
+
+
+def ours(result: Result, workspace: Path, head: int = 0) -> list[str]:
+    """The lines about what is mounted in the workspace, and those at the head."""
+    assert (result.code, result.err) == (0, "")
+    lines = result.out.splitlines()
+    return lines[:head] + [line for line in lines[head:] if line.startswith(f"{workspace}/")]

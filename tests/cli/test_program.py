@@ -56,6 +56,30 @@ class TestAll:
         assert result.out == ""
         assert re.fullmatch(r"volfs: .*--help\)\n", result.err)
 
+    @pytest.mark.parametrize(
+        ("word", "meant"),
+        [
+            ("moutn", "did you mean mount?"),
+            ("unmount", "did you mean umount?"),
+            ("inspct", "did you mean inspect?"),
+            ("removed", "did you mean remove?"),
+            ("xyzzy", "`volfs help` lists them"),
+        ],
+    )
+    def test_a_mistyped_command(self, word: str, meant: str) -> None:
+        result = volfs(word)
+        assert (result.code, result.out) == (2, "")
+        assert result.err == f"volfs: there is no command {word!r}; {meant} (see volfs --help)\n"
+
+    def test_other_names_of_commands(self, scope: Path) -> None:
+        assert volfs("create", "web").code == 0
+        assert volfs("mv", "web", "site") == Result(0, "", "")
+        assert volfs("list", "-q") == Result(0, "site\n", "")
+        assert volfs("remove", "--json", "site").json == [{"name": "site"}]
+        for other, command in {"list": "ls", "remove": "rm", "mv": "rename"}.items():
+            assert volfs_help(other, "--help") == volfs_help(command, "--help")
+            assert volfs("help", other).code == 0
+
     def test_the_scope_of_somebody_who_names_none(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -82,6 +106,16 @@ class TestAll:
         assert result.code == 9
         assert len(result.err.splitlines()) == 1
 
+    @pytest.mark.skipif(os.getuid() != 0, reason="becoming another user needs root")
+    def test_a_scope_of_somebody_else(self, workspace: Path) -> None:
+        """What is not allowed has the exit code of a scope that cannot serve."""
+        scope = workspace / "scope"
+        assert volfs("create", "web", "--scope", scope).code == 0
+        for words in (["ls"], ["create", "db"], ["rm", "web"], ["inspect", "web"], ["df"]):
+            result = program(*words, "--scope", scope, user=User(USER, workspace))
+            assert (result.code, result.out) == (9, "")
+            assert "no permission; run this as its owner or as root" in result.err
+
     def test_heavy_modules_are_left_out(self) -> None:
         """What listing volumes need not wait for."""
         script = (
@@ -107,16 +141,6 @@ def volfs_version() -> str:
 
 
 def test_json_is_json_for_every_command(scope: Path) -> None:
-    @pytest.mark.skipif(os.getuid() != 0, reason="becoming another user needs root")
-    def test_a_scope_of_somebody_else(self, workspace: Path) -> None:
-        """What is not allowed has the exit code of a scope that cannot serve."""
-        scope = workspace / "scope"
-        assert volfs("create", "web", "--scope", scope).code == 0
-        for words in (["ls"], ["create", "db"], ["rm", "web"], ["inspect", "web"], ["df"]):
-            result = program(*words, "--scope", scope, user=User(USER, workspace))
-            assert (result.code, result.out) == (9, "")
-            assert "no permission; run this as its owner or as root" in result.err
-
     for words in (
         ["create", "a"],
         ["ls"],

@@ -60,6 +60,10 @@ _COMMANDS = {
 }
 
 
+_ALIASES = {"list": "ls", "remove": "rm", "mv": "rename"}
+"""What people type who know other programs, and the commands that they mean."""
+
+
 def _epilog() -> str:
     lines = "\n".join(f"  {code:>3}  {meaning}" for code, meaning in EXIT_CODES.items())
     return f"\b\nExit codes:\n{lines}"
@@ -72,12 +76,29 @@ class _Group(click.Group):
         return list(_COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        cmd_name = _ALIASES.get(cmd_name, cmd_name)
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
         attribute = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        word, *rest = args
+        command = self.get_command(ctx, word)
+        if command is not None:
+            return command.name, command, rest
+        if not ctx.resilient_parsing:
+            import difflib
+
+            # Not every version of click has suggestions of its own.
+            close = difflib.get_close_matches(word, [*_COMMANDS, *_ALIASES], 1)
+            hint = f"did you mean {close[0]}?" if close else "`volfs help` lists them"
+            ctx.fail(f"there is no command {word!r}; {hint}")
+        return super().resolve_command(ctx, args)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Alike in all versions of click, of which some end with 0 and some raise an error that

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from volfs.cli.options import mount_options, request_of
-from volfs.cli.output import complain
+from volfs.cli.output import complain, json_option, print_json, print_lines, print_table
 from volfs.cli.scope import announcing, default_scope, served_scope_option
 from volfs.errors import MountError
 
@@ -20,13 +20,17 @@ from volfs.errors import MountError
 @click.option("-f", "--foreground", is_flag=True, help="Stay, and log to standard error.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens, not only what fails.")
 @click.option("--debug", is_flag=True, help="Log everything.")
-@click.argument("places", metavar="[SCOPE] MOUNTPOINT", nargs=-1, required=True)
+@click.option("-q", "--quiet", is_flag=True, help="Of what is mounted, print only mount points.")
+@json_option
+@click.argument("places", metavar="[SCOPE] MOUNTPOINT", nargs=-1)
 def mount(
     scope: str | None,
     o: tuple[str, ...],
     foreground: bool,
     verbose: bool,
     debug: bool,
+    quiet: bool,
+    as_json: bool,
     places: tuple[str, ...],
     **fields: object,
 ) -> None:
@@ -38,6 +42,7 @@ def mount(
       volfs mount --keep-removed 7d /var/lib/docker /mnt/volumes
       volfs mount -f /srv/volumes /mnt/volumes        in a service file
       volfs mount --plugin /srv/volumes /mnt/volumes  for Docker and Podman as well
+      volfs mount                                     lists the trees that are mounted
 
     In the tree mkdir makes a volume and rmdir removes it, with its data, into the trash.
 
@@ -55,6 +60,11 @@ def mount(
     """
     from volfs.cli import daemon, services
 
+    if not places:
+        _list_trees(quiet=quiet, as_json=as_json)
+        return
+    if quiet or as_json:
+        raise click.UsageError("--quiet and --json are for listing what is mounted")
     if len(places) > 2:
         raise click.UsageError("mount takes a scope and a mount point")
     if (
@@ -75,6 +85,27 @@ def mount(
             daemon.run_in_foreground(serve, scope, level, announce)
         else:
             daemon.run_in_background(serve, level, request.log_file)
+
+
+def _list_trees(*, quiet: bool, as_json: bool) -> None:
+    """Show the trees that are mounted, of whatever scope; other options have no place there."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        source = context.get_parameter_source(param.name or "")
+        listing = param.name in ("quiet", "as_json", "places")
+        if source is click.core.ParameterSource.COMMANDLINE and not listing:
+            raise click.UsageError(f"{param.opts[0]} is for mounting: name a mount point")
+    from volfs.store import MountedTrees
+
+    trees = [(tree.root or "", tree.scope) for tree in MountedTrees().roots()]
+    if as_json:
+        print_json([{"mountpoint": point, "scope": scope} for point, scope in trees])
+    elif quiet:
+        print_lines(point for point, _ in trees)
+    else:
+        print_table(("MOUNTPOINT", "SCOPE"), trees)
+        if not trees:
+            click.echo("no trees are mounted", err=True)
 
 
 @click.command()

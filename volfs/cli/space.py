@@ -14,6 +14,7 @@ from volfs.cli.output import (
     local_time,
     number,
     print_json,
+    print_lines,
     print_table,
     printable,
     size,
@@ -29,8 +30,9 @@ Item = TypeVar("Item")
 
 @click.command()
 @scope_option
+@click.option("-q", "--quiet", is_flag=True, help="Print only names of volumes, largest first.")
 @json_option
-def df(scope: str, as_json: bool) -> None:
+def df(scope: str, quiet: bool, as_json: bool) -> None:
     """Show the space each volume takes, and what the trash holds, largest first.
 
     \b
@@ -43,6 +45,8 @@ def df(scope: str, as_json: bool) -> None:
     """
     with open_scope(scope) as opened:
         volumes, entries = opened.store.list(), opened.store.removed()
+        if quiet and not as_json:
+            entries = []
         # Within an entry of the trash a data path that is a link stays a link.
         spaces = measured(
             [(volume.name, volume.path) for volume in volumes]
@@ -69,6 +73,9 @@ def df(scope: str, as_json: bool) -> None:
                 "totals": totals,
             }
         )
+        return
+    if quiet:
+        print_lines(volume.name for volume, _ in live)
         return
     print_table(
         ("NAME", "SIZE", "FILES", "STATE"),

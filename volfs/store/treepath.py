@@ -40,6 +40,14 @@ class MountedTrees:
             self._space = spaces.own
             self._table = MountTable(spaces.mounts(self._space))
 
+    def roots(self) -> list[TreePath]:
+        """Return the roots of all trees that are mounted, in the order of the mount table."""
+        return [
+            TreePath(mount.source, (), mount.point)
+            for mount in self._table
+            if mount.root == "/" and self._is_tree(mount)
+        ]
+
     def here(self) -> TreePath | None:
         """Return where in a tree the working directory is, None when in none."""
         if self._space is None:
