@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+from functools import reduce
+from operator import or_
 
 ACCESS = "system.posix_acl_access"
 DEFAULT = "system.posix_acl_default"
@@ -30,3 +32,24 @@ def acl(
         entries.append((_MASK, mask, _NOBODY))
     entries.append((_OTHER, other, _NOBODY))
     return struct.pack("<I", _VERSION) + b"".join(struct.pack("<HHI", *entry) for entry in entries)
+
+
+def rights(value: bytes, group: int, uid: int, groups: set[int]) -> int:
+    """What an ACL of a file of ``group`` gives to a user who does not own it, from 0 to 7.
+
+    (Of several groups the sum, where the kernel asks whether one gives all that is wanted.)
+    """
+    given: dict[tuple[int, int], int] = {}
+    for tag, granted, number in struct.iter_unpack("<HHI", value[4:]):
+        given[tag, group if tag == _GROUP_OBJ else number] = granted
+    mask = given.get((_MASK, _NOBODY), 7)
+    if (_USER, uid) in given:
+        return given[_USER, uid] & mask
+    of_groups = [
+        granted
+        for (tag, number), granted in given.items()
+        if tag in (_GROUP_OBJ, _GROUP) and number in groups
+    ]
+    if of_groups:
+        return reduce(or_, of_groups) & mask
+    return given[_OTHER, _NOBODY]
