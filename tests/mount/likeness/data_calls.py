@@ -146,7 +146,9 @@ class DataCalls:
             offset, length = offset // _PAGE * _PAGE, max(length // _PAGE, 1) * _PAGE
         if offset + length > 1 << 26 and not mode & PUNCH and choose.chance(0.9):
             return None
-        return Draft(user, ("fallocate", found[0], mode, offset, length), opened=found[1])
+        slot, opened = found
+        noted = partial(self._world.reserved.add, opened.inode)
+        return Draft(user, ("fallocate", slot, mode, offset, length), opened=opened, at_once=noted)
 
     def sync(self, user: int) -> Draft | None:
         choose = self._choose

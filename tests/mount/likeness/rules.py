@@ -111,14 +111,15 @@ class Rules:
 
     @_at(*LEVELS)
     def refused_write_with_privileges(self, draft: Draft) -> bool:
-        """The kernel takes set-user-ID and set-group-ID bits away before it asks."""
+        """The kernel takes set-user-ID and set-group-ID bits and file capabilities away before it
+        asks."""
         if draft.call[0] not in ("fallocate", "pwrite", "pwritev2", "truncate"):
             return False
         if max(value for value in draft.call[2:5] if isinstance(value, int)) <= _LARGEST >> 1:
             return False
         if self._level != "passthrough" and self._is_direct(draft):
             return True  # after a direct write that failed it cuts the file to its size
-        return bool(self._mode(draft) & _PRIVILEGES)
+        return bool(self._mode(draft) & _PRIVILEGES) or self._inode(draft) in self._world.capable
 
     @_at(*LEVELS)
     def write_as_root_with_capabilities(self, draft: Draft) -> bool:
@@ -276,6 +277,13 @@ class Rules:
             return False
         found = self._world.opened(self._inode(draft))
         return any(opened.reads and opened.writes for opened in found)
+
+    @_at("tap")
+    def hole_where_space_is_reserved(self, draft: Draft) -> bool:
+        """It is data once it was read, and here whole pages are, and ahead."""
+        if draft.call[0] != "lseek" or draft.call[-1] not in (os.SEEK_DATA, os.SEEK_HOLE):
+            return False
+        return self._inode(draft) in self._world.reserved
 
     @_at("passthrough", "tap")
     def close_that_drops_locks(self, draft: Draft) -> bool:

@@ -106,6 +106,8 @@ class World:
         self.people = [Person() for _ in USERS]
         self.early: dict[int, list[Opened]] = {}
         """By inode, what was open when somebody set the first record lock on it."""
+        self.reserved: set[int] = set()
+        """Inodes of which space may be allocated that was never written."""
         self.capable: set[int] = set()
         """Inodes that may have file capabilities."""
         self.flagged: set[int] = set()
@@ -239,6 +241,7 @@ class World:
         self.early.pop(inode, None)
         self.flagged.discard(inode)
         self.capable.discard(inode)
+        self.reserved.discard(inode)
         for person in self.people:
             person.locked.pop(inode, None)
 
